@@ -1,0 +1,368 @@
+"""RunSpec -> Run: what makes a trained model what it is, and the store that never trains the same thing twice.
+
+    spec = RunSpec(data=data.fingerprint, model="vgg16", recipe=RECIPES["fast"], seed=0)
+    run, = complete([spec], data, Store("results/reduced"))
+    run.logits("test_unmasked")            # float32 [n, 7]
+
+A run is a folder `runs/<key>/` of small files that live in git (spec.json, history.csv, metrics.json, logits.npz, measures.npz,
+machine.json) and one that does not (weights.safetensors). Folders from other machines merge by copying.
+"""
+import dataclasses
+import hashlib
+import json
+import logging
+import os
+import platform
+import shutil
+import time
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Callable, Iterable
+
+import numpy as np
+import pandas as pd
+import torch
+from safetensors.torch import load_file, save_file
+
+from .dataset import VARIANTS, Dataset
+from .metrics import measures as measure_logits
+from .metrics import per_class
+from .models import Network, build_model
+from .perturb import Perturb, Views, cut
+from .training import RECIPES, TRAINING_VERSION, Recipe, predict, train
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class RunSpec:
+    """Plain values that decide a trained model; `key` is a hash of them all."""
+
+    data: str                                   # Dataset.fingerprint
+    variant: str = "unmasked"                   # what it is trained on: a key of VARIANTS
+    model: str = "vgg16"
+    width: float = 1.0                          # of the author's channels
+    depth: int = 0                              # 0: the author's
+    stem: str = "cifar"
+    attention: str = "none"                     # where gates stand
+    objective: str = "cross_entropy"
+    perturb: Perturb | None = None              # the scheme, or a control
+    gate: "RunSpec | None" = None               # parent: the attention classifier whose maps are clustered
+    start: "RunSpec | None" = None              # parent: the run whose weights training starts from
+    recipe: Recipe = RECIPES["fast"]
+    seed: int = 0
+    versions: tuple[tuple[str, int], ...] = ()  # of mask drawing, synthetic generator and training code
+
+    @cached_property
+    def key(self) -> str:
+        """Folder name: what a person looks for, then twelve digits of the hash of every value."""
+        digest = hashlib.sha256(json.dumps(self.to_json(), sort_keys=True).encode()).hexdigest()[:12]
+        scheme = "" if self.perturb is None else f"-{self.perturb.source}{self.perturb.n_clusters}"
+        return f"{self.model}-{self.variant}{scheme}-s{self.seed}-{digest}"
+
+    @property
+    def parents(self) -> list["RunSpec"]:
+        return [parent for parent in (self.gate, self.start) if parent is not None]
+
+    def to_json(self) -> dict:
+        """Plain JSON values; `RunSpec.from_json` reads them back."""
+        return json.loads(json.dumps(dataclasses.asdict(self)))
+
+    @staticmethod
+    def from_json(values: dict) -> "RunSpec":
+        recipe = {**values["recipe"], "grow": tuple(values["recipe"]["grow"])}
+        parents = {name: RunSpec.from_json(values[name]) if values[name] else None for name in ("gate", "start")}
+        return RunSpec(**{**values, **parents, "recipe": Recipe(**recipe),
+                          "perturb": Perturb(**values["perturb"]) if values["perturb"] else None,
+                          "versions": tuple((name, version) for name, version in values["versions"])})
+
+    def build(self) -> Network:
+        """The untrained network of this spec, its weights a function of the seed."""
+        return build_model(self.model, self.width, self.depth, self.stem, self.attention, seed=self.seed)
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished run in a store."""
+
+    path: Path
+    spec: RunSpec = field(repr=False)
+
+    @property
+    def key(self) -> str:
+        return self.path.name
+
+    def logits(self, name: str) -> np.ndarray:
+        """Stored logits as float32 [n, 7]: val_unmasked, test_unmasked, val_masked, test_masked, also with suffix _views."""
+        with np.load(self.path / "logits.npz") as arrays:
+            if name not in arrays:
+                raise KeyError(f"Run {self.key} has no logits {name!r}; it has {', '.join(arrays)}.")
+            return arrays[name].astype(np.float32)
+
+    @cached_property
+    def measures(self) -> dict[str, np.ndarray]:
+        """What needed weights and was measured when the run ended: {"measure.array": values}."""
+        with np.load(self.path / "measures.npz") as arrays:
+            return dict(arrays)
+
+    def measured(self, name: str) -> dict[str, np.ndarray]:
+        """The arrays of one measure."""
+        return {key.split(".", 1)[1]: value for key, value in self.measures.items() if key.startswith(f"{name}.")}
+
+    @cached_property
+    def history(self) -> pd.DataFrame:
+        """A row an epoch: epoch, lr, loss, val_loss, val_accuracy, val_macro_accuracy."""
+        return pd.read_csv(self.path / "history.csv")
+
+    @cached_property
+    def metrics(self) -> dict:
+        return json.loads((self.path / "metrics.json").read_text())
+
+    @cached_property
+    def machine(self) -> dict:
+        """Where and how long it ran; never part of a table."""
+        return json.loads((self.path / "machine.json").read_text())
+
+    @property
+    def has_weights(self) -> bool:
+        return (self.path / "weights.safetensors").exists()
+
+    def model(self, device: str | torch.device = "cpu") -> Network:
+        """The trained network in eval mode. FileNotFoundError when its weights are not on this machine (they are not in git)."""
+        if not self.has_weights:
+            raise FileNotFoundError(f"The weights of {self.key} are not on this machine: train it again with "
+                                    f"`complete` or copy weights.safetensors into {self.path}.")
+        model = self.spec.build()
+        model.load_state_dict(load_file(self.path / "weights.safetensors"))
+        return model.to(device).eval()
+
+
+class Store:
+    """A folder of runs: `<root>/runs/<key>/`; what is being trained lies in `<root>/training/<key>/` (ignored by git)."""
+
+    def __init__(self, root: str | Path):
+        self.root = Path(root)
+        self.runs = self.root / "runs"
+        self.training = self.root / "training"
+
+    def get(self, spec: RunSpec) -> Run | None:
+        """The finished run of a spec, or None."""
+        path = self.runs / spec.key
+        return Run(path, spec) if (path / "spec.json").exists() else None
+
+    def all(self) -> list[Run]:
+        """Every finished run, by name."""
+        return [Run(f.parent, RunSpec.from_json(json.loads(f.read_text()))) for f in sorted(self.runs.glob("*/spec.json"))]
+
+    def interrupted(self) -> dict[str, int]:
+        """Keys of runs that were begun and not ended, with the epochs done."""
+        return {f.parent.name: len(f.read_text().splitlines()) for f in sorted(self.training.glob("*/progress.jsonl"))}
+
+
+Measure = Callable[[Network, RunSpec, Dataset], dict[str, np.ndarray]]
+
+
+def complete(specs: Iterable[RunSpec], data: Dataset, store: Store, measures: dict[str, Measure] | None = None, workers: int = 1,
+             device: str | None = None) -> list[Run]:
+    """The runs of `specs` in their order, training only what the store lacks, parents first.
+
+    measures    {name: top-level function}: computed when a run ends and stored with it; a finished run that lacks one is loaded
+                (or, without weights, trained again) and measured then.
+    workers     processes at a time, each with an equal share of the cores' threads.
+    device      "cpu", "cuda", ...; None takes a GPU where there is one.
+    Raises ValueError when a spec belongs to other data.
+    """
+    specs, measures = list(specs), measures or {}
+    if wrong := [spec for spec in specs if spec.data != data.fingerprint]:
+        raise ValueError(f"{len(wrong)} specs were made for data {wrong[0].data}, not for {data.fingerprint}: build them from this data set.")
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    wanted = {spec.key: spec for spec in specs}
+    for wave in _waves(specs):
+        todo = [spec for spec in wave if _lacks(store, spec, measures if spec.key in wanted else {})]
+        _execute_all(todo, data, store, measures, {k for k in wanted}, workers, device)
+    return [store.get(spec) for spec in specs]
+
+
+def _waves(specs: list[RunSpec]) -> list[list[RunSpec]]:
+    """Specs and their parents in generations, parents first."""
+    depth: dict[str, int] = {}
+    known: dict[str, RunSpec] = {}
+
+    def place(spec: RunSpec) -> int:
+        known[spec.key] = spec
+        depth[spec.key] = max((place(parent) + 1 for parent in spec.parents), default=0)
+        return depth[spec.key]
+
+    for spec in specs:
+        place(spec)
+    return [[known[key] for key in known if depth[key] == d] for d in range(max(depth.values(), default=-1) + 1)]
+
+
+def _lacks(store: Store, spec: RunSpec, measures: dict) -> bool:
+    run = store.get(spec)
+    return run is None or any(not run.measured(name) for name in measures)
+
+
+def _execute_all(todo, data, store, measures, wanted, workers, device) -> None:
+    began = time.perf_counter()
+    jobs = [(spec, measures if spec.key in wanted else {}) for spec in todo]
+
+    def done(count, key):
+        log.info("run %d of %d ended: %s (%.1f min so far)", count, len(jobs), key, (time.perf_counter() - began) / 60)
+
+    if workers == 1 or len(jobs) < 2:
+        for i, (spec, some) in enumerate(jobs):
+            done(i + 1, execute(spec, data, store, some, device))
+        return
+    from joblib import Parallel, delayed
+
+    threads = max(1, (os.cpu_count() or 1) // workers)
+    parallel = Parallel(n_jobs=workers, backend="loky", return_as="generator_unordered")
+    for i, key in enumerate(parallel(delayed(execute)(spec, data, store, some, device, threads) for spec, some in jobs)):
+        done(i + 1, key)
+
+
+def execute(spec: RunSpec, data: Dataset, store: Store, measures: dict[str, Measure] | None = None, device: str = "cpu",
+            threads: int | None = None) -> str:
+    """Train one run (or load it), predict, measure, and put the folder into the store in one move. Returns its key."""
+    if threads:
+        torch.set_num_threads(threads)
+    began = time.perf_counter()
+    finished = store.get(spec)
+    if finished is not None and finished.has_weights:
+        model = finished.model(device)
+    else:
+        views = _views(spec, data, store, device)
+        if finished is not None:
+            log.warning("%s is stored without weights: it is trained again to measure what is missing.", spec.key)
+        model, history = _trained(spec, data, store, views, device)
+    work = store.training / spec.key
+    work.mkdir(parents=True, exist_ok=True)
+    arrays = finished.measures if finished is not None else {}
+    if finished is None:
+        logits = _logits(model, spec, data, views, device)
+        _write_npz(work / "logits.npz", {name: values.astype(np.float16) for name, values in logits.items()})
+        pd.DataFrame(history).to_csv(work / "history.csv", index=False)
+        (work / "metrics.json").write_text(json.dumps(stored_metrics(logits, data), indent=1))
+        if views is not None and views.parts is not None and len(views.parts) < len(data.faces.where("train")):
+            arrays["clusters.parts"] = views.parts.numpy()
+    for name, measure in (measures or {}).items():
+        if not any(key.startswith(f"{name}.") for key in arrays):
+            arrays.update({f"{name}.{key}": value for key, value in measure(model.to(device), spec, data).items()})
+    _write_npz(work / "measures.npz", arrays)
+    save_file({name: value.contiguous() for name, value in model.cpu().state_dict().items()}, work / "weights.safetensors")
+    if finished is None:
+        (work / "machine.json").write_text(json.dumps(_machine(device, time.perf_counter() - began), indent=1))
+        (work / "spec.json").write_text(json.dumps(spec.to_json(), indent=1))
+        for temporary in ("checkpoint.pt", "progress.jsonl"):
+            (work / temporary).unlink(missing_ok=True)
+        store.runs.mkdir(parents=True, exist_ok=True)
+        os.replace(work, store.runs / spec.key)
+    else:
+        for name in ("measures.npz", "weights.safetensors"):
+            os.replace(work / name, finished.path / name)
+        shutil.rmtree(work)
+    return spec.key
+
+
+def _trained(spec, data, store, views, device):
+    faces, tensor = data.faces, lambda array: torch.as_tensor(np.ascontiguousarray(array)).to(device)
+    train_, val = faces.where("train"), faces.where("val")
+    images = data.images(spec.variant)
+    model = spec.build()
+    if spec.start is not None:
+        model.load_state_dict(_parent(spec.start, data, store, device).state_dict())
+    work = store.training / spec.key
+    work.mkdir(parents=True, exist_ok=True)
+    heard = [time.perf_counter()]
+
+    def report(row):
+        with (work / "progress.jsonl").open("a") as file:
+            file.write(json.dumps(row) + "\n")
+        if time.perf_counter() - heard[0] > 30 or row["epoch"] == row["epochs"]:
+            heard[0] = time.perf_counter()
+            log.info("%s: epoch %d of %d, validation accuracy %.1f %%, about %.1f min left", spec.key, row["epoch"], row["epochs"],
+                     100 * row["val_accuracy"], (row["epochs"] - row["epoch"]) * row["seconds"] / 60)
+
+    history = train(model, tensor(images[train_]), tensor(data.labels("train")), tensor(images[val]), tensor(data.labels("val")),
+                    spec.recipe, spec.seed, data.scaling, spec.objective, views, work / "checkpoint.pt", report)
+    return model, history
+
+
+def _parent(spec: RunSpec, data, store, device) -> Network:
+    """A parent's trained network; its weights are not in git, so it may have to be trained again."""
+    run = store.get(spec)
+    if run is None or not run.has_weights:
+        execute(spec, data, store, device=device)
+        run = store.get(spec)
+    if not run.has_weights:
+        log.warning("The parent %s is stored without weights: it is trained again.", spec.key)
+        model, _ = _trained(spec, data, store, _views(spec, data, store, device), device)
+        save_file({name: value.cpu().contiguous() for name, value in model.state_dict().items()}, run.path / "weights.safetensors")
+        shutil.rmtree(store.training / spec.key, ignore_errors=True)
+    return run.model(device)
+
+
+def _views(spec, data, store, device) -> Views | None:
+    if spec.perturb is None:
+        return None
+    gate = _parent(spec.gate, data, store, device) if spec.gate is not None else None
+    images = torch.as_tensor(np.ascontiguousarray(data.images(spec.variant)[data.faces.where("train")])).to(device)
+    return Views(spec.perturb, gate, images, data.scaling, spec.seed)
+
+
+def _logits(model, spec, data, views, device) -> dict[str, np.ndarray]:
+    """Every prediction a run stores; `_views` averages the K+1 views of the frozen last partition."""
+    found = {}
+    if views is not None and views.parts is None:  # nothing was trained on views (C0): the first batch's partition
+        views.refit(0, torch.arange(min(spec.recipe.batch, len(views.images))))
+    for split in ("val", "test"):
+        for variant in VARIANTS:
+            images = torch.as_tensor(np.ascontiguousarray(data.images(variant)[data.faces.where(split)])).to(device)
+            found[f"{split}_{variant}"] = predict(model, images, data.scaling, spec.recipe.test).cpu().numpy()
+            if views is not None:
+                parts = views.partition(images) if spec.perturb.clusters_per == "image" else views.parts
+                found[f"{split}_{variant}_views"] = predict(model, images, data.scaling, spec.recipe.test,
+                                                            cut(parts, spec.perturb.n_clusters), spec.perturb.fill).cpu().numpy()
+    return found
+
+
+def stored_metrics(logits: dict[str, np.ndarray], data: Dataset) -> dict:
+    """metrics.json: {logits: {subset: {measure: value, "recall": [7], "precision": [7]}}} on all and clean rows, from float16 logits."""
+    result = {}
+    for name, values in logits.items():
+        split = name.split("_")[0]
+        labels, values = data.labels(split), values.astype(np.float16).astype(np.float32)
+        result[name] = {}
+        for subset in ("all", "clean"):
+            rows = data.subsets(split)[subset]
+            classes = per_class(values[rows], labels[rows])
+            result[name][subset] = {**measure_logits(values[rows], labels[rows]), "recall": classes["recall"].round(6).tolist(),
+                                    "precision": classes["precision"].round(6).tolist()}
+    return result
+
+
+def _machine(device: str, seconds: float) -> dict:
+    name = torch.cuda.get_device_name() if device.startswith("cuda") else _cpu_name()
+    return {"device": name, "threads": torch.get_num_threads(), "seconds": round(seconds, 1), "python": platform.python_version(),
+            "torch": torch.__version__, "ended": time.strftime("%Y-%m-%d %H:%M", time.gmtime())}
+
+
+def _cpu_name() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
+
+
+def _write_npz(path: Path, arrays: dict[str, np.ndarray]) -> None:
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.npz")
+    np.savez_compressed(temporary, **arrays)
+    os.replace(temporary, path)
+
+
+def spec_versions(data: Dataset) -> tuple[tuple[str, int], ...]:
+    """The `versions` a spec for this data set carries."""
+    return tuple(sorted({**data.versions, "training": TRAINING_VERSION}.items()))

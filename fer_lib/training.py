@@ -1,0 +1,214 @@
+"""One training loop for every network and objective, on a data set that lies on the device as one uint8 tensor.
+
+    history = train(model, images, labels, val_images, val_labels, RECIPES["fast"], seed=0, scaling=(mean, std))
+    logits = predict(model, images, scaling, test="flip")
+
+Two recipes: `paper`, the author's, and `fast`, a one-cycle schedule that needs a fraction of the epochs.
+"""
+import os
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch.nn import functional as F
+from torch.optim.lr_scheduler import ReduceLROnPlateau
+from torch.optim.swa_utils import AveragedModel
+
+from .augment import augment, standardise, test_views, to_float
+from .objectives import OBJECTIVES, Batch
+from .perturb import REFIT, fill
+
+TRAINING_VERSION = 1  # raised by hand when the loop or the augmentation changes what a spec trains to
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a network is trained and shown its test faces."""
+
+    name: str = "fast"
+    epochs: int = 40                # passes over the training faces (equal budgets: images seen / faces)
+    batch: int = 128                # images in a step
+    lr: float = 0.1                 # peak of the one-cycle schedule, start of the plateau one
+    schedule: str = "one_cycle"     # one_cycle: linear up over `warmup`, linear down to 0 | plateau: x0.75 after 5 epochs without gain
+    warmup: float = 0.2             # share of all steps
+    weight_decay: float = 5e-4      # on weights of more than one axis
+    label_smoothing: float = 0.1
+    ema: float = 0.99               # decay a step of the averaged weights that are kept; 0 keeps the last ones
+    augment: str = "light"          # a key of AUGMENTATIONS
+    grow: tuple[int, ...] = ()      # pixels: sides the faces are trained at, in equal phases; () is full size throughout
+    test: str = "flip"              # single | flip | ten_crop, averaged as logits
+    keep: str = "last"              # last: the final weights | best: those of the epoch best on validation
+    precision: str = "bf16"         # bf16: autocast in the training steps | fp32; predictions are always fp32
+
+
+RECIPES = {
+    "fast": Recipe(),
+    "paper": Recipe("paper", epochs=200, batch=64, lr=0.01, schedule="plateau", warmup=0.0, weight_decay=1e-4, label_smoothing=0.0,
+                    ema=0.0, augment="paper", test="ten_crop", keep="best", precision="fp32"),
+}
+
+
+def learning_rate(recipe: Recipe, step: int, steps: int) -> float:
+    """The one-cycle learning rate before update `step` of `steps`."""
+    done = (step + 0.5) / steps
+    return recipe.lr * min(done / max(recipe.warmup, 1e-9), (1 - done) / (1 - recipe.warmup))
+
+
+class Stream:
+    """Endless shuffled positions 0..n-1: every face once in each pass, no step is short."""
+
+    def __init__(self, n: int, generator: torch.Generator):
+        self.n, self.generator, self.left = n, generator, torch.empty(0, dtype=torch.int64, device=generator.device)
+
+    def next(self, count: int) -> torch.Tensor:
+        while len(self.left) < count:
+            order = torch.randperm(self.n, generator=self.generator, device=self.generator.device)
+            self.left = torch.cat([self.left, order])
+        taken, self.left = self.left[:count], self.left[count:]
+        return taken
+
+
+def train(model, images: torch.Tensor, labels: torch.Tensor, val_images: torch.Tensor, val_labels: torch.Tensor, recipe: Recipe,
+          seed: int, scaling: tuple[float, float], objective: str = "cross_entropy", views=None,
+          checkpoint: Path | None = None, report=None) -> list[dict]:
+    """Train `model` in place and return its history, a row an epoch (epoch, lr, loss, val_loss, val_accuracy, val_macro_accuracy).
+
+    images uint8 [n, 48, 48] and labels int64 [n] lie on the model's device. `views` (perturb.Views) cuts faces after the scheme.
+    With `checkpoint` the state is written after each epoch and picked up again: on the CPU at one thread count the result is
+    bit-equal to an uninterrupted run. `report(row)` is called after each epoch.
+    """
+    device = images.device
+    model.to(device, memory_format=torch.channels_last)
+    cuts = views if views is not None and views.perturb.views != "none" else None
+    faces_a_step = max(1, round(recipe.batch / (cuts.copies if cuts else 1)))
+    steps_an_epoch = max(1, len(images) // recipe.batch)
+    steps = recipe.epochs * steps_an_epoch
+    refit_every = min(REFIT, max(1, len(images) // faces_a_step))
+    decay = [p for p in model.parameters() if p.ndim > 1]
+    plain = [p for p in model.parameters() if p.ndim <= 1]
+    optimizer = torch.optim.SGD([{"params": decay, "weight_decay": recipe.weight_decay}, {"params": plain, "weight_decay": 0.0}],
+                                lr=recipe.lr, momentum=0.9, nesterov=True)
+    plateau = ReduceLROnPlateau(optimizer, mode="max", factor=0.75, patience=5) if recipe.schedule == "plateau" else None
+    averaged = AveragedModel(model, multi_avg_fn=_moving_average(recipe.ema), use_buffers=True) if recipe.ema else None
+    torch.manual_seed(seed)  # dropout
+    generator = torch.Generator(device).manual_seed(seed)
+    stream = Stream(len(images), generator)
+    history, best, start = [], None, 0
+    if checkpoint is not None and checkpoint.exists():
+        state = torch.load(checkpoint, map_location=device, weights_only=False)
+        model.load_state_dict(state["model"])
+        optimizer.load_state_dict(state["optimizer"])
+        generator.set_state(state["generator"].cpu())
+        torch.set_rng_state(state["rng"].cpu())
+        stream.left, history, best, start = state["left"], state["history"], state["best"], state["epoch"]
+        if averaged:
+            averaged.load_state_dict(state["averaged"])
+        if plateau:
+            plateau.load_state_dict(state["plateau"])
+        if views is not None:
+            views.parts = state["parts"]
+    for epoch in range(start, recipe.epochs):
+        model.train()
+        size = recipe.grow[epoch * len(recipe.grow) // recipe.epochs] if recipe.grow else None
+        total, began = torch.zeros((), device=device), time.perf_counter()
+        for step in range(epoch * steps_an_epoch, (epoch + 1) * steps_an_epoch):
+            if plateau is None:
+                for group in optimizer.param_groups:
+                    group["lr"] = learning_rate(recipe, step, steps)
+            faces = stream.next(faces_a_step)
+            batch = _batch(images, labels, faces, recipe, scaling, generator, cuts, step, refit_every, size)
+            with torch.autocast(device.type, torch.bfloat16, enabled=recipe.precision == "bf16"):
+                loss = OBJECTIVES[objective](model, batch, recipe)
+            loss.backward()
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+            if averaged:
+                averaged.update_parameters(model)
+            total += loss.detach()
+        kept = averaged.module if averaged else model
+        val = predict(kept, val_images, scaling, "single")
+        row = {"epoch": epoch + 1, "lr": optimizer.param_groups[0]["lr"], "loss": total.item() / steps_an_epoch,
+               "val_loss": F.cross_entropy(val, val_labels).item(), **_accuracies(val, val_labels)}
+        history.append(row)
+        if plateau:
+            plateau.step(row["val_accuracy"])
+        if recipe.keep == "best" and (best is None or row["val_accuracy"] > best["val_accuracy"]):
+            best = {"val_accuracy": row["val_accuracy"], "weights": {k: v.clone() for k, v in kept.state_dict().items()}}
+        if checkpoint is not None:
+            save(checkpoint, {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "generator": generator.get_state(),
+                              "rng": torch.get_rng_state(), "left": stream.left, "history": history, "best": best,
+                              "epoch": epoch + 1, "averaged": averaged.state_dict() if averaged else None,
+                              "plateau": plateau.state_dict() if plateau else None, "parts": views.parts if views else None})
+        if report:
+            report({**row, "seconds": time.perf_counter() - began, "epochs": recipe.epochs})
+    if best is not None:
+        model.load_state_dict(best["weights"])
+    elif averaged:
+        model.load_state_dict(averaged.module.state_dict())
+    return history
+
+
+def _moving_average(decay: float):
+    """Exponential moving average whose decay grows from 0.1 as updates come in, so that short runs forget their start."""
+
+    @torch.no_grad()
+    def update(averages, values, updates):
+        weight = 1 - min(decay, (1 + int(updates)) / (10 + int(updates)))
+        if averages[0].is_floating_point():
+            torch._foreach_lerp_(averages, values, weight)
+        else:
+            torch._foreach_copy_(averages, values)
+
+    return update
+
+
+def _batch(images, labels, faces, recipe, scaling, generator, views, step, refit_every, size) -> Batch:
+    maps = None
+    if views is not None:
+        if step % refit_every == 0 or views.parts is None:
+            views.refit(step, faces)
+        maps = views.masks(faces)
+    x, maps = augment(images[faces], recipe.augment, generator, maps)
+    y = labels[faces].repeat_interleave(len(x) // len(faces))  # crops of a face stand together
+    if views is not None:
+        x = views.show(x, maps, generator)
+        y = y.repeat(len(x) // len(y))                         # views follow one another
+    if size and size != x.shape[-1]:
+        x = F.interpolate(x, (size, size), mode="bilinear", antialias=True, align_corners=False)
+    return Batch(standardise(x, scaling).contiguous(memory_format=torch.channels_last), y)
+
+
+def _accuracies(logits, labels) -> dict:
+    right = (logits.argmax(1) == labels).float()
+    per_class = [right[labels == c].mean().item() for c in labels.unique()]
+    return {"val_accuracy": right.mean().item(), "val_macro_accuracy": sum(per_class) / len(per_class)}
+
+
+@torch.inference_mode()
+def predict(model, images: torch.Tensor, scaling: tuple[float, float], test: str = "flip", masks: torch.Tensor | None = None,
+            fill_name: str = "black", batch: int = 256) -> torch.Tensor:
+    """Logits of faces, float32 [n, 7]: uint8 (n, 48, 48), in eval mode and fp32; the mean over the recipe's crops or flips.
+
+    With `masks`, bool (1 or n, K, 48, 48), also the mean over the K+1 views: each cluster left out, and the whole face.
+    """
+    was_training = model.training
+    model.eval()
+    logits = []
+    for i in range(0, len(images), batch):
+        x = to_float(images[i : i + batch])  # (b, 1, 48, 48)
+        shown = [x]
+        if masks is not None:
+            some = (masks if len(masks) == 1 else masks[i : i + batch]).to(x.device).expand(len(x), -1, -1, -1)
+            shown += [fill(x, mask, fill_name, scaling) for mask in some.unbind(1)]
+        seen = [standardise(v, scaling).contiguous(memory_format=torch.channels_last) for s in shown for v in test_views(s, test)]
+        logits.append(torch.stack([model(v).float() for v in seen]).mean(0))
+    model.train(was_training)
+    return torch.cat(logits)
+
+
+def save(path: Path, state: dict) -> None:
+    """torch.save, whole or not at all."""
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    torch.save(state, temporary)
+    os.replace(temporary, path)
