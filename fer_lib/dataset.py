@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from .faces import Faces
+from .faces import EMOTIONS, Faces
 from .fer2013 import Votes, load, maskfer_rows, votes
 from .landmarks import REGIONS, Landmarks, for_faces, region_masks
 from .masking import MASK_VERSION, draw_masks
@@ -69,6 +69,11 @@ class Dataset:
         """int64 [n]."""
         return self.faces.labels[self.faces.where(split)].astype(np.int64)
 
+    def mean_faces(self, variant: str, split: str = "test") -> np.ndarray:
+        """Mean face of each emotion, float32 [7, 48, 48] in 0..255: what is shown in git in place of people."""
+        here = self.faces.where(split)
+        return np.stack([self.images(variant)[here[self.labels(split) == k]].mean(0, dtype=np.float32) for k in range(len(EMOTIONS))])
+
     def regions(self, index: np.ndarray, names: tuple[str, ...] = REGIONS) -> np.ndarray:
         """Region masks of the faces at `index`, bool [n, R, 48, 48]."""
         return region_masks(self.landmarks.points[index], names)
@@ -92,9 +97,10 @@ def open_dataset(path: str | Path | None = None, sizes: tuple[int, int, int] = (
     else:
         faces = load(path, cache=cache)
         marks = for_faces(faces)
-    masked, region = _masks(faces, marks, Path(cache) if cache and path is not None else None)
-    return Dataset(faces, marks, masked, region, votes(votes_path, faces) if votes_path else None,
-                   maskfer_rows(author_rows, faces) if author_rows else None, synthetic)
+    paired = votes(votes_path, faces) if votes_path else None  # before anything is written: their files may be bad
+    author = maskfer_rows(author_rows, faces) if author_rows else None
+    masked, region = _masks(faces, marks, Path(cache) if cache else None)
+    return Dataset(faces, marks, masked, region, paired, author, synthetic)
 
 
 def _masks(faces: Faces, marks: Landmarks, cache: Path | None) -> tuple[np.ndarray, np.ndarray]:

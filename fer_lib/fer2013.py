@@ -156,8 +156,7 @@ def _readable(path: Path) -> Iterator[None]:
 # ---- csv ----
 
 def _csv(stream: BinaryIO, name: str) -> Faces:
-    """Parses a csv with the columns emotion, pixels and Usage, in any order, from a stream of bytes; skips blank "
-    "lines."""
+    """Parses a csv with the columns emotion, pixels and Usage, in any order, from bytes; skips blank lines."""
     blocks = _lines(stream, name)
     first = next(blocks, [b""])
     header = [field.strip() for field in first[0].decode("utf-8-sig", "replace").split(",")]
@@ -335,8 +334,7 @@ SPLIT_OF = {usage.encode(): i for i, usage in enumerate(USAGES)}
 # ---- cache ----
 
 def _key(path: Path, splits: dict | None, emotions: str | dict | None) -> str:
-    """Twenty hexadecimal digits that change with the source's path, size and time of change, and with how it is "
-    "read."""
+    """Twenty hexadecimal digits that change with the source's path, size and time, and with how it is read."""
     files = [path] if path.is_file() else _images_in(path)
     facts = [CACHE_VERSION, str(path.resolve()), splits, emotions]
     facts += [(file.as_posix(), stat.st_size, stat.st_mtime_ns) for file in files for stat in [file.stat()]]
@@ -344,8 +342,7 @@ def _key(path: Path, splits: dict | None, emotions: str | dict | None) -> str:
 
 
 def _keep(faces: Faces, file: Path) -> None:
-    """Writes faces as one flat uint8 array: images, rows (little-endian int64), labels, splits and the source's "
-    "name."""
+    """Writes faces as one flat uint8 array: images, rows (little-endian int64), labels, splits, the source's name."""
     name = faces.source.encode()[:TRAILER].ljust(TRAILER, b"\0")
     parts = (faces.images, faces.row.astype("<i8"), faces.labels, faces.split)
     flat = [np.ascontiguousarray(part).reshape(-1).view(np.uint8) for part in parts] + [np.frombuffer(name, np.uint8)]
@@ -445,8 +442,7 @@ def _labels(names: np.ndarray, path: Path, emotions: str | dict | None) -> np.nd
     if strange := sorted(folder for folder in plain if plain[folder] not in known):
         listed = ", ".join(repr(folder) for folder in strange[:10]) + (", .." if len(strange) > 10 else "")
         raise DataError(f"{path}: class folders {listed} are not named after emotions: rename them, or say what they "
-                        "mean "
-                        f'with emotions={{"1": "surprise", ..}} or one of the layouts {", ".join(LAYOUTS)}.')
+                        f'mean with emotions={{"1": "surprise", ..}} or one of the layouts {", ".join(LAYOUTS)}.')
     index = {}
     for folder in plain:
         emotion = known[plain[folder]]
@@ -458,8 +454,7 @@ def _labels(names: np.ndarray, path: Path, emotions: str | dict | None) -> np.nd
 
 
 def _split_by_folder(names: np.ndarray, labels: np.ndarray, path: Path, splits: dict[str, str]) -> np.ndarray:
-    """Index into SPLITS by stated folders, int64 [n], -1 outside all; test and val are held out of train where not "
-    "stated."""
+    """Index into SPLITS by stated folders, int64 [n], -1 outside all; test and val not stated are held out of train."""
     if (unknown := sorted(set(splits) - set(SPLITS))) or "train" not in splits:
         raise DataError(f"`splits` {'names ' + ', '.join(unknown) if unknown else 'lacks train'}: name folders for "
                         "train and, where you have them, test and val.")
@@ -487,8 +482,7 @@ def _split_by_folder(names: np.ndarray, labels: np.ndarray, path: Path, splits: 
 
 
 def _held_out(names: np.ndarray, labels: np.ndarray, share: float) -> tuple[np.ndarray, str]:
-    """A seeded share of faces, bool [n], per emotion, or of whole persons where file names start with one; how, in "
-    "words."""
+    """A seeded share of faces, bool [n], per emotion, or of whole persons where file names start with one; and how."""
     generator = np.random.default_rng(0)
     persons = [PERSON.match(PurePosixPath(name).name) for name in names]
     if len(names) and all(persons):
@@ -689,8 +683,7 @@ def report(faces: Faces, votes: Votes | None = None) -> dict[str, pd.DataFrame]:
 
 
 def _wide(tidy: pd.DataFrame, checks: list[str], kind: type) -> pd.DataFrame:
-    """The values of some checks, one line per check and split, one column per emotion, in the order of SPLITS and "
-    "EMOTIONS."""
+    """Values of some checks, one line per check and split, one column per emotion, in the order of SPLITS, EMOTIONS."""
     wide = tidy[tidy["check"].isin(checks)].pivot(index=["check", "split"], columns="emotion", values="value")
     return wide.reindex(index=pd.MultiIndex.from_product((checks, (*SPLITS, "all")), names=["check", "split"]),
                         columns=[*EMOTIONS, "all"]).astype(kind)

@@ -200,6 +200,13 @@ def _across_at(fit: Fit, height: float, dip: float, reach: float = 0.98) -> np.n
     return _curve(ends[0], middle, ends[1], 9)
 
 
+def _wire(fit: Fit, half: float, below: float, width: np.ndarray | float) -> np.ndarray:
+    """The wire over the nose, `half` scales to either side and `below` the bridge, as a polygon."""
+    reach, fall = half * fit.scale * fit.right, 0.1 * fit.scale * fit.up
+    low = fit.bridge - below * fit.scale * fit.up
+    return _stroke(_curve(low - reach - fall, low, low + reach - fall, 5), width)
+
+
 def _n95(points: np.ndarray, chance: np.ndarray) -> Drawing:
     """A white respirator: a dome with a welded edge, a nose clip, either two panel seams or one fold, two bands."""
     fit = _fit(points, corner=0.35, reach=0.1)
@@ -210,10 +217,7 @@ def _n95(points: np.ndarray, chance: np.ndarray) -> Drawing:
     fold = [_stroke(_curve(fit.bridge, fit.apex, fit.chin, 9), 1.0)]
     folded = chance[:, 0, None, None] < 0.4
     seams = np.where(folded, _line(fold, 0.2), _line(panels, 0.24))
-    half = 0.26 * fit.scale * fit.right
-    low = fit.bridge - 0.12 * fit.scale * fit.up
-    fall = 0.1 * fit.scale * fit.up
-    clip = _line([_stroke(_curve(low - half - fall, low, low + half - fall, 5), 0.07 * fit.scale)], 0.34)
+    clip = _line([_wire(fit, 0.26, 0.12, 0.07 * fit.scale)], 0.34)
     tone = (0.97 + 0.06 * chance[:, 1, None, None]) * seams * clip * (0.8 + 0.2 * inner)
     return Drawing(body, _cover(_bands(fit)), tone, 0.62 + 0.3 * chance[:, 2, None, None], 1.0,
                    1.5 + np.zeros((len(points), 1, 1)), N95_WHITEST)
@@ -231,11 +235,7 @@ def _surgical(points: np.ndarray, chance: np.ndarray) -> Drawing:
         tone = tone * _line([_stroke(pleat, 0.85)], 0.34)
         lip = pleat + (0.055 * fit.scale * fit.up)[:, None]  # the fold above it catches light
         tone = tone * (1 + 0.1 * _cover([_stroke(lip, 1.0)]) / 256)
-    half = 0.3 * fit.scale * fit.right
-    low = fit.bridge - 0.13 * fit.scale * fit.up
-    fall = 0.1 * fit.scale * fit.up
-    wire = _stroke(_curve(low - half - fall, low, low + half - fall, 5), 0.8)
-    tone = tone * _line([wire], 0.15) * (1.12 - 0.12 * inner)  # the binding is paler
+    tone = tone * _line([_wire(fit, 0.3, 0.13, 0.8)], 0.15) * (1.12 - 0.12 * inner)  # the binding is paler
     return Drawing(body, _cover(_loops(fit)), tone, np.full((len(points), 1, 1), 0.9), 0.7,
                    2.0 + np.zeros((len(points), 1, 1)), 250)
 

@@ -35,25 +35,29 @@ class Perturb:
         for name, values in known.items():
             if getattr(self, name) not in values:
                 raise ValueError(f"Unknown {name} {getattr(self, name)!r}: use one of {', '.join(values)}.")
+        if self.clusters_per == "image" and self.source not in PER_IMAGE:
+            raise ValueError(f'"{self.source}" has no clusters per image: use one of {", ".join(PER_IMAGE)}.')
 
 
 # --- which pixels a cluster holds: (attention, intensity, perturb, seed) -> uint8 (B, 48, 48); the maps are float (B, 48, 48) ---
 
 def _attention(attention, intensity, perturb, seed):
     return cluster_maps(attention, perturb.n_clusters, perturb.lambda_, perturb.alpha, intensity, perturb.signal,
-                        n_init=10 if len(attention) == 1 else 2, random_state=seed)
+                        n_init=2 if perturb.clusters_per == "image" else 10, random_state=seed)
 
 
 def _rolled(attention, intensity, perturb, seed):
-    """C5: the attention map rolled to a random place and turned by a multiple of 90 degrees: as smooth, elsewhere."""
+    """C5: the maps rolled to a random place and turned by a multiple of 90 degrees: as smooth, elsewhere."""
     draw = torch.randint(0, attention.shape[-1], (3,), generator=torch.Generator().manual_seed(seed)).tolist()
-    return _attention(attention.roll(draw[:2], (1, 2)).rot90(draw[2] % 4, (1, 2)), intensity, perturb, seed)
+    attention, intensity = (m.roll(draw[:2], (1, 2)).rot90(draw[2] % 4, (1, 2)) for m in (attention, intensity))
+    return _attention(attention, intensity, perturb, seed)
 
 
 def _permuted(attention, intensity, perturb, seed):
-    """C5: the attention map's pixels in random order."""
+    """C5: the maps' pixels in random order."""
     order = torch.randperm(attention[0].numel(), generator=torch.Generator().manual_seed(seed))
-    return _attention(attention.flatten(1)[:, order].view_as(attention), intensity, perturb, seed)
+    attention, intensity = (m.flatten(1)[:, order].view_as(m) for m in (attention, intensity))
+    return _attention(attention, intensity, perturb, seed)
 
 
 def _cuts(attention, intensity, perturb, seed):
@@ -102,6 +106,7 @@ def _areas(parts, n_clusters):
 
 PARTITIONS = {"attention": _attention, "rolled": _rolled, "permuted": _permuted, "cuts": _cuts, "rectangles": _rectangles,
               "thirds": _thirds, "coordinates": _coordinates}
+PER_IMAGE = ("attention", "rolled", "permuted")  # sources that give each face a partition of its own; the others draw one for all
 
 
 # --- what a view leaves out ---

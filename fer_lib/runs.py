@@ -34,6 +34,9 @@ from .training import RECIPES, TRAINING_VERSION, Recipe, predict, train
 
 log = logging.getLogger(__name__)
 
+FILES = ("spec.json", "history.csv", "metrics.json", "logits.npz", "measures.npz", "machine.json", "weights.safetensors")
+HISTORY = ["epoch", "lr", "loss", "val_loss", "val_accuracy", "val_macro_accuracy"]
+
 
 @dataclass(frozen=True)
 class RunSpec:
@@ -113,7 +116,10 @@ class Run:
     @cached_property
     def history(self) -> pd.DataFrame:
         """A row an epoch: epoch, lr, loss, val_loss, val_accuracy, val_macro_accuracy."""
-        return pd.read_csv(self.path / "history.csv")
+        try:
+            return pd.read_csv(self.path / "history.csv")
+        except pd.errors.EmptyDataError:  # no epochs
+            return pd.DataFrame(columns=HISTORY)
 
     @cached_property
     def metrics(self) -> dict:
@@ -157,7 +163,17 @@ class Store:
 
     def interrupted(self) -> dict[str, int]:
         """Keys of runs that were begun and not ended, with the epochs done."""
-        return {f.parent.name: len(f.read_text().splitlines()) for f in sorted(self.training.glob("*/progress.jsonl"))}
+        return {key: row["epoch"] for key, row in self.progress().items()}
+
+    def progress(self) -> dict[str, dict]:
+        """The same runs with their last epoch's row (epoch, epochs, seconds, val_accuracy, ...), while they may be training."""
+        found = {}
+        for file in sorted(self.training.glob("*/progress.jsonl")):
+            try:
+                found[file.parent.name] = json.loads(file.read_text().splitlines()[-1])
+            except (OSError, ValueError, IndexError):  # just ended, or a line half written
+                continue
+        return found
 
 
 Measure = Callable[[Network, RunSpec, Dataset], dict[str, np.ndarray]]
@@ -180,6 +196,9 @@ def complete(specs: Iterable[RunSpec], data: Dataset, store: Store, measures: di
     wanted = {spec.key: spec for spec in specs}
     for wave in _waves(specs):
         todo = [spec for spec in wave if _lacks(store, spec, measures if spec.key in wanted else {})]
+        for parent in {p.key: p for spec in todo if not _has_weights(store, spec) for p in spec.parents}.values():
+            if not _has_weights(store, parent):  # here, once: two workers would train it at the same time in one folder
+                _parent(parent, data, store, device)
         _execute_all(todo, data, store, measures, {k for k in wanted}, workers, device)
     return [store.get(spec) for spec in specs]
 
@@ -202,6 +221,11 @@ def _waves(specs: list[RunSpec]) -> list[list[RunSpec]]:
 def _lacks(store: Store, spec: RunSpec, measures: dict) -> bool:
     run = store.get(spec)
     return run is None or any(not run.measured(name) for name in measures)
+
+
+def _has_weights(store: Store, spec: RunSpec) -> bool:
+    run = store.get(spec)
+    return run is not None and run.has_weights
 
 
 def _execute_all(todo, data, store, measures, wanted, workers, device) -> None:
@@ -243,7 +267,7 @@ def execute(spec: RunSpec, data: Dataset, store: Store, measures: dict[str, Meas
     if finished is None:
         logits = _logits(model, spec, data, views, device)
         _write_npz(work / "logits.npz", {name: values.astype(np.float16) for name, values in logits.items()})
-        pd.DataFrame(history).to_csv(work / "history.csv", index=False)
+        pd.DataFrame(history, columns=HISTORY).to_csv(work / "history.csv", index=False)
         (work / "metrics.json").write_text(json.dumps(stored_metrics(logits, data), indent=1))
         if views is not None and views.parts is not None and len(views.parts) < len(data.faces.where("train")):
             arrays["clusters.parts"] = views.parts.numpy()
@@ -255,8 +279,9 @@ def execute(spec: RunSpec, data: Dataset, store: Store, measures: dict[str, Meas
     if finished is None:
         (work / "machine.json").write_text(json.dumps(_machine(device, time.perf_counter() - began), indent=1))
         (work / "spec.json").write_text(json.dumps(spec.to_json(), indent=1))
-        for temporary in ("checkpoint.pt", "progress.jsonl"):
-            (work / temporary).unlink(missing_ok=True)
+        for path in work.iterdir():  # checkpoint and progress, and what a process left half written when it was killed
+            if path.name not in FILES:
+                path.unlink()
         store.runs.mkdir(parents=True, exist_ok=True)
         os.replace(work, store.runs / spec.key)
     else:
@@ -287,7 +312,7 @@ def _trained(spec, data, store, views, device):
 
     history = train(model, tensor(images[train_]), tensor(data.labels("train")), tensor(images[val]), tensor(data.labels("val")),
                     spec.recipe, spec.seed, data.scaling, spec.objective, views, work / "checkpoint.pt", report)
-    return model, history
+    return model.eval(), history
 
 
 def _parent(spec: RunSpec, data, store, device) -> Network:
@@ -344,12 +369,14 @@ def stored_metrics(logits: dict[str, np.ndarray], data: Dataset) -> dict:
 
 
 def _machine(device: str, seconds: float) -> dict:
-    name = torch.cuda.get_device_name() if device.startswith("cuda") else _cpu_name()
-    return {"device": name, "threads": torch.get_num_threads(), "seconds": round(seconds, 1), "python": platform.python_version(),
+    return {"device": device_name(device), "threads": torch.get_num_threads(), "seconds": round(seconds, 1), "python": platform.python_version(),
             "torch": torch.__version__, "ended": time.strftime("%Y-%m-%d %H:%M", time.gmtime())}
 
 
-def _cpu_name() -> str:
+def device_name(device: str) -> str:
+    """What the GPU (for "cuda") or the CPU calls itself."""
+    if device.startswith("cuda"):
+        return torch.cuda.get_device_name()
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
         return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))

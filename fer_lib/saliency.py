@@ -1,13 +1,13 @@
 """Saliency: where a network looks (captum behind one call) and whether that place matters (ablation, curves, sanity).
 
-    maps = attribute(model, x, labels, "integrated_gradients", normalise=(mean, std))    # float32 [B, H, W]
-    result = region_ablation(model, images, labels, regions, "mean", (mean, std))        # the primary endpoint
+    maps = attribute(model, x, labels, "integrated_gradients", scaling=data.scaling)     # float32 [B, H, W]
+    result = region_ablation(model, images, labels, regions, "mean", data.scaling)       # the primary endpoint
     frame = ablation_frame(result, names)                                                # emotion x region, tidy
 
 A map that lies on eyes and mouth proves nothing by itself: an untrained network and a centre Gaussian do as well. So
-evidence is region ablation against the same mask rolled to random places, and every other number is read as a
-difference to an untrained network, `edge_map` and `centre_prior`. Functions that give maps give tensors on the device
-of their input; functions that give numbers give numpy arrays or tidy frames. Models are any nn.Module that takes
+evidence is region ablation (captum's FeatureAblation with region masks, of p) against the same mask rolled to random
+places, and every other number is read as a difference to an untrained network, `edge_map` and `centre_prior`. Maps are
+tensors on the device of their input, numbers numpy arrays or tidy frames. Models are any nn.Module that takes
 standardised float [B, 1, H, W] and gives logits [B, 7]; where a target is asked for, use the label unless said.
 An interval here is over faces of one run. The training run is the unit of replication: compare runs over seeds.
 """
@@ -25,12 +25,13 @@ from captum import attr
 from scipy.stats import rankdata
 from torch import Tensor, nn
 
-from fer_lib.faces import EMOTIONS
-from fer_lib.masking import occlude, random_patches, roll_region
+from .augment import standardise, to_float
+from .faces import EMOTIONS
+from .masking import OCCLUSIONS, occlude, random_patches, roll_region
 
-Normalise = Callable[[Tensor], Tensor] | tuple[float, float]  # [0,1] pixels -> standardised, or (mean, std) of pixels
+Array = Tensor | np.ndarray
+Scaling = tuple[float, float]  # mean and standard deviation of [0, 1] pixels, with which x was standardised
 MINIMUM_MAP = 6   # pixels; a Grad-CAM map below 6x6 says little on a 48x48 face
-SMOOTHNESS = 4.0  # pixels, standard deviation of the blur baseline
 FEATURES = {"brows+eyes": ("brows", "eyes"), "nose": ("nose",), "mouth": ("mouth",)}  # the primary endpoint's regions
 
 
@@ -40,18 +41,19 @@ FEATURES = {"brows+eyes": ("brows", "eyes"), "nose": ("nose",), "mouth": ("mouth
 def _still(model: nn.Module, layout: torch.memory_format = torch.contiguous_format) -> Iterator[nn.Module]:
     """The uncompiled model in eval mode, weights without gradients and in one layout, fp32; all as it was afterwards.
 
-    Contiguous for captum; channels_last where only forward passes count (1.2 to 1.5 times as fast on a CPU).
+    Contiguous for gradients; channels_last where only forward passes count (1.2 to 1.5 times as fast on a CPU).
     """
     model = getattr(model, "_orig_mod", model)  # torch.compile hides hooks, and with them guided backpropagation
-    odd = {str(p.dtype) for p in model.parameters() if p.dtype != torch.float32}
+    parameters = list(model.parameters())
+    odd = {str(p.dtype) for p in parameters if p.dtype != torch.float32}
     if odd:
         raise ValueError(f"The model has weights in {', '.join(sorted(odd))}: give a float32 copy, model.float().")
     modes = [(module, module.training) for module in model.modules()]
-    weights = [(parameter, parameter.requires_grad, parameter.data) for parameter in model.parameters()]
+    weights = [(parameter, parameter.requires_grad, parameter.data) for parameter in parameters]
     try:
         model.eval()
-        model.requires_grad_(False)
         for parameter, _, data in weights:
+            parameter.requires_grad_(False)
             parameter.data = data.contiguous(memory_format=layout if data.dim() == 4 else torch.contiguous_format)
         cudnn = torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False)
         with cudnn, torch.autocast(_device(model).type, enabled=False):
@@ -73,13 +75,6 @@ def _batch(batch: int | None, device: torch.device) -> int:
     return batch or (64 if device.type == "cpu" else 1024)
 
 
-def _standardise(normalise: Normalise) -> Callable[[Tensor], Tensor]:
-    if callable(normalise):
-        return normalise
-    mean, std = normalise
-    return lambda pixels: (pixels - mean) / std
-
-
 def _check(x: Tensor) -> Tensor:
     if not torch.is_tensor(x) or x.dim() != 4 or x.shape[1] != 1 or not x.is_floating_point():
         got = f"{x.dtype} {list(x.shape)}" if torch.is_tensor(x) else type(x).__name__
@@ -87,7 +82,13 @@ def _check(x: Tensor) -> Tensor:
     return x.detach().float().contiguous()
 
 
-def _targets(target: Tensor | np.ndarray | Sequence[int] | int, n: int, device: torch.device) -> Tensor:
+def _check_regions(regions: Array, n: int, size: tuple[int, int], device: torch.device) -> Tensor:
+    if len(regions.shape) != 4 or regions.shape[0] != n or tuple(regions.shape[2:]) != tuple(size):
+        raise ValueError(f"regions must be bool [{n}, R, {size[0]}, {size[1]}], got {list(regions.shape)}.")
+    return torch.as_tensor(regions, device=device).bool()
+
+
+def _targets(target: Array | Sequence[int] | int, n: int, device: torch.device) -> Tensor:
     target = torch.as_tensor(target, device=device).long()
     target = target.expand(n) if target.dim() == 0 else target
     if target.shape != (n,):
@@ -109,74 +110,43 @@ def _scores(model: nn.Module, x: Tensor, target: Tensor, batch: int | None) -> t
     return torch.cat(p), torch.cat(correct)
 
 
-# ---- what stands for "nothing" --------------------------------------------------------------------------------------
+# ---- attributions ---------------------------------------------------------------------------------------------------
 
-def _blur(x: Tensor, normalise: Normalise | None = None, sigma: float = SMOOTHNESS) -> Tensor:
-    radius = int(3 * sigma)
-    steps = torch.arange(-radius, radius + 1, device=x.device, dtype=x.dtype)
-    kernel = torch.exp(-steps**2 / (2 * sigma**2))
-    kernel = kernel / kernel.sum()
-    radius = min(radius, min(x.shape[-2:]) - 1)
-    kernel = kernel[len(kernel) // 2 - radius:len(kernel) // 2 + radius + 1]
-    kernel = kernel / kernel.sum()
-    x = F.pad(x, (radius,) * 4, mode="replicate")
-    return F.conv2d(F.conv2d(x, kernel[None, None, :, None]), kernel[None, None, None, :])  # [B, 1, H, W]
-
-
-def _black(x: Tensor, normalise: Normalise | None) -> Tensor:
-    if normalise is None:
-        raise ValueError("A black baseline needs `normalise`: the (mean, std) with which pixels were standardised.")
-    return _standardise(normalise)(torch.zeros_like(x))
+def _black(x: Tensor, scaling: Scaling | None) -> Tensor:
+    if scaling is None:
+        raise ValueError("A black baseline needs `scaling`: the (mean, std) with which pixels were standardised.")
+    return standardise(torch.zeros_like(x), scaling)
 
 
 BASELINES = {
-    "mean": lambda x, normalise: torch.zeros_like(x),  # 0 in standardised units is the training mean
-    "black": _black,                                   # pixel value 0
-    "blur": _blur,                                     # Gaussian of 4 px, replicated border
+    "mean": lambda x, scaling: torch.zeros_like(x),               # 0 in standardised units is the training mean
+    "black": _black,                                              # pixel value 0
+    "blur": lambda x, scaling: OCCLUSIONS["blur"](x, None, None),  # Gaussian of 4 px, replicated border
 }
 
 
-def baseline_of(x: Tensor, baseline: str | Tensor, normalise: Normalise | None = None) -> Tensor:
+def baseline_of(x: Tensor, baseline: str | Tensor, scaling: Scaling | None = None) -> Tensor:
     """What replaces the face x [B, 1, H, W], in standardised units [B, 1, H, W]: a BASELINES name or a tensor."""
     if torch.is_tensor(baseline):
         return baseline.to(x).expand_as(x)
     if baseline not in BASELINES:
         raise ValueError(f"Unknown baseline {baseline!r}: use one of {', '.join(BASELINES)}, or a tensor like x.")
-    return BASELINES[baseline](x, normalise)
+    return BASELINES[baseline](x, scaling)
 
-
-# ---- attributions ---------------------------------------------------------------------------------------------------
 
 @dataclass(frozen=True)
 class _Job:
     """One chunk of faces with every setting a method may want."""
 
-    target: Tensor      # int64 [b]
-    base: Tensor | None  # float32 [b, 1, H, W]
-    regions: Tensor | None  # bool [b, R, H, W]
+    target: Tensor        # int64 [b]
+    base: Tensor | None   # float32 [b, 1, H, W]
     layer: nn.Module | None
     n_steps: int
     seed: int
     noise: float
     window: int
     stride: int
-    at_once: int        # perturbed copies per forward
-
-
-class _SharedNoise(attr.NoiseTunnel):
-    """captum's NoiseTunnel with seeded noise, the same draws for every face, scaled to each face's own range.
-
-    captum draws from the global generator over the whole batch, so that a map would depend on its neighbours.
-    """
-
-    seed = 0
-
-    def _add_noise_to_input(self, input: Tensor, stdev: float, nt_samples_partition: int) -> Tensor:
-        generator = torch.Generator().manual_seed(self.seed)
-        noise = torch.randn((1, nt_samples_partition, *input.shape[1:]), generator=generator)  # [1, S, 1, H, W]
-        flat = input.flatten(1)
-        reach = (flat.amax(1) - flat.amin(1)).view(-1, 1, 1, 1, 1)
-        return (input[:, None] + stdev * reach * noise.to(input)).flatten(0, 1)  # [b*S, 1, H, W]
+    at_once: int          # perturbed copies per forward
 
 
 def _saliency(model: nn.Module, x: Tensor, job: _Job) -> Tensor:
@@ -189,10 +159,15 @@ def _integrated_gradients(model: nn.Module, x: Tensor, job: _Job) -> Tensor:
 
 
 def _smoothgrad(model: nn.Module, x: Tensor, job: _Job) -> Tensor:
-    tunnel = _SharedNoise(attr.Saliency(model))
-    tunnel.seed = job.seed
-    return tunnel.attribute(x, nt_type="smoothgrad", nt_samples=job.n_steps, stdevs=job.noise, target=job.target,
-                            abs=False)
+    """Mean signed gradient over noisy copies, every face with the same seeded draws, scaled to its own range.
+
+    captum's NoiseTunnel draws from the global generator over the whole batch: a map would depend on its neighbours.
+    """
+    noise = torch.randn((job.n_steps, *x.shape[1:]), generator=torch.Generator().manual_seed(job.seed)).to(x)
+    reach = (x.flatten(1).amax(1) - x.flatten(1).amin(1)).view(-1, 1, 1, 1, 1)
+    copies = x[:, None] + job.noise * reach * noise  # [b, n_steps, 1, H, W]
+    target = job.target.repeat_interleave(job.n_steps)
+    return attr.Saliency(model).attribute(copies.flatten(0, 1), target=target, abs=False).view_as(copies).mean(1)
 
 
 def _guided_backprop(model: nn.Module, x: Tensor, job: _Job) -> Tensor:
@@ -213,16 +188,6 @@ def _occlusion(model: nn.Module, x: Tensor, job: _Job) -> Tensor:
         target=job.target, perturbations_per_eval=job.at_once)
 
 
-def _feature_ablation(model: nn.Module, x: Tensor, job: _Job) -> Tensor:
-    count = job.regions.shape[1]
-    order = torch.arange(count, 0, -1, device=x.device).view(1, -1, 1, 1)  # the first region named wins a shared pixel
-    best = (job.regions * order).amax(1, keepdim=True)  # [b, 1, H, W]
-    number = torch.where(best > 0, count + 1 - best, 0)  # 0: the rest, 1..R: the regions
-    maps = attr.FeatureAblation(model).attribute(
-        x, baselines=job.base, target=job.target, feature_mask=number, perturbations_per_eval=job.at_once)
-    return maps * (number > 0)
-
-
 ATTRIBUTIONS: dict[str, Callable[[nn.Module, Tensor, _Job], Tensor]] = {
     "saliency": _saliency,
     "integrated_gradients": _integrated_gradients,
@@ -230,11 +195,8 @@ ATTRIBUTIONS: dict[str, Callable[[nn.Module, Tensor, _Job], Tensor]] = {
     "guided_backprop": _guided_backprop,
     "grad_cam": _grad_cam,
     "occlusion": _occlusion,
-    "feature_ablation": _feature_ablation,
 }
-
-
-WITH_BASELINE = ("integrated_gradients", "occlusion", "feature_ablation")
+SIGNED = ("saliency", "integrated_gradients", "smoothgrad", "guided_backprop", "occlusion")
 
 
 def edge_map(x: Tensor) -> Tensor:
@@ -247,16 +209,15 @@ def edge_map(x: Tensor) -> Tensor:
 def centre_prior(x: Tensor, sigma: float = 0.25) -> Tensor:
     """A Gaussian in the middle of the frame, float32 [B, H, W]; sigma as a fraction of the height. Looks at nothing."""
     high, wide = x.shape[-2:]
-    rows = torch.arange(high, device=x.device) - (high - 1) / 2
-    columns = torch.arange(wide, device=x.device) - (wide - 1) / 2
-    prior = torch.exp(-(rows[:, None] ** 2 + columns[None, :] ** 2) / (2 * (sigma * high) ** 2))
-    return prior.expand(len(x), high, wide).clone()
+    down = (torch.arange(high, device=x.device) - (high - 1) / 2)[:, None]
+    across = (torch.arange(wide, device=x.device) - (wide - 1) / 2)[None]
+    return torch.exp(-(down**2 + across**2) / (2 * (sigma * high) ** 2)).expand(len(x), high, wide).clone()
 
 
 def random_order(x: Tensor, seed: int = 0) -> Tensor:
     """Uniform noise, float32 [B, H, W], one draw for all faces so that a map never depends on its batch."""
     noise = torch.rand(tuple(x.shape[-2:]), generator=torch.Generator().manual_seed(seed))
-    return noise.to(x.device).expand(len(x), *noise.shape).clone()
+    return noise.to(x).expand(len(x), -1, -1).clone()
 
 
 REFERENCES: dict[str, Callable[[Tensor, int], Tensor]] = {
@@ -266,32 +227,28 @@ REFERENCES: dict[str, Callable[[Tensor, int], Tensor]] = {
 }
 
 
-def attribute(model: nn.Module | None, x: Tensor, target: Tensor | np.ndarray | Sequence[int] | int,
-              method: str = "saliency", layer: str | nn.Module | None = None, n_steps: int = 32, seed: int = 0, *,
-              baseline: str | Tensor = "mean", normalise: Normalise | None = None, noise: float = 0.05,
-              window: int = 8, stride: int = 4, regions: Tensor | np.ndarray | None = None,
-              batch: int | None = None, return_gap: bool = False) -> Tensor | tuple[Tensor, Tensor]:
+def attribute(model: nn.Module | None, x: Tensor, target: Array | Sequence[int] | int, method: str = "saliency",
+              layer: str | nn.Module | None = None, n_steps: int = 32, seed: int = 0, *,
+              baseline: str | Tensor = "mean", scaling: Scaling | None = None, noise: float = 0.05, window: int = 8,
+              stride: int = 4, batch: int | None = None, return_gap: bool = False) -> Tensor | tuple[Tensor, Tensor]:
     """Attribution of the target's logit to the pixels of each face, float32 [B, H, W], on the device of x.
 
     x is standardised float [B, 1, H, W], target a class or int [B]. `method` is a name in ATTRIBUTIONS, or one in
     REFERENCES (maps that see no model; `model` may then be None). Where defaults depart from captum's:
       saliency              signed gradient (captum takes its absolute value)
       integrated_gradients  signed; n_steps Gauss-Legendre points (captum 50) from `baseline` (captum 0, here "mean")
-      smoothgrad            NoiseTunnel over the signed gradient, n_steps draws (captum 5) of standard deviation `noise`
-                            x the face's own range (captum 1.0 in input units), seeded, the same draws for all faces;
-                            more than 0.05 is refused: it moves faces off what the model knows
+      smoothgrad            signed; n_steps draws (captum 5) of standard deviation `noise` x the face's range (captum 1.0
+                            in input units); more than 0.05 is refused: it moves faces off what the model knows
       guided_backprop       as captum; ValueError where the model has no nn.ReLU, since captum then gives the plain
                             gradient. Looks convincing and is no evidence
       grad_cam              positive part, bilinear upsampling (captum: no ReLU, nearest); `layer` a module or its name,
                             default `cam_layer`: the last map of at least 6x6 that all of the signal passes
       occlusion             drop of the logit under a window x window square of `baseline`, moved by `stride`
-      feature_ablation      drop of the logit when a region of `regions` bool [B, R, H, W] becomes `baseline`, written
-                            on each of its pixels; a pixel of two regions belongs to the first; outside all regions 0
-    `baseline` is "mean" (0), "black" (needs `normalise`), "blur", or a tensor [B, 1, H, W]. `batch` is about how many
-    pictures are in one forward pass (by default 64 on a CPU, 1024 on a GPU); it changes speed, not results.
-    `return_gap` (integrated gradients only) adds sum of the map - (logit of the face - logit of the baseline), float32
-    [B]. Raises ValueError for unknown names, wrong shapes, and weights that are not float32.
-    The model is used in eval mode, fp32, without torch.compile or autocast, and left as it was.
+    `baseline` is "mean" (0), "black" (needs `scaling`), "blur", or a tensor [B, 1, H, W]. `batch` is about how many
+    pictures are in one forward pass; it changes speed, not results. `return_gap` (integrated gradients only) adds sum
+    of the map - (logit of the face - logit of the baseline), float32 [B].
+    Raises ValueError for unknown names, wrong shapes, and weights that are not float32. The model is used in eval mode,
+    fp32, without torch.compile or autocast, and left as it was.
     """
     x = _check(x)
     if method in REFERENCES:
@@ -303,31 +260,26 @@ def attribute(model: nn.Module | None, x: Tensor, target: Tensor | np.ndarray | 
     if not 0 <= noise <= 0.05:
         raise ValueError(f"noise is {noise}: give a share of the face's range between 0 and 0.05.")
     target = _targets(target, len(x), x.device)
-    base = baseline_of(x, baseline, normalise) if method in WITH_BASELINE else None
-    if method == "feature_ablation":
-        if regions is None or tuple(regions.shape[::2]) != (len(x), x.shape[2]) or regions.shape[3] != x.shape[3]:
-            raise ValueError(f"feature_ablation needs regions, bool [{len(x)}, R, {x.shape[2]}, {x.shape[3]}].")
-        regions = torch.as_tensor(regions, device=x.device).bool()
+    base = baseline_of(x, baseline, scaling) if method in ("integrated_gradients", "occlusion") else None
     batch = _batch(batch, x.device)
-    copies = n_steps if method in ("integrated_gradients", "smoothgrad") else 1
-    chunk = max(1, batch // copies) if method not in ("occlusion", "feature_ablation") else min(batch, 32)
-    maps, gaps = [], []
-    with _still(model) as still, warnings.catch_warnings():
+    chunk = max(1, batch // n_steps) if method in ("integrated_gradients", "smoothgrad") else batch
+    chunk = min(batch, 32) if method == "occlusion" else chunk
+    layout = torch.channels_last if method == "occlusion" else torch.contiguous_format
+    maps, gaps = [x.new_zeros((0, *x.shape[2:]))], [x.new_zeros(0)]
+    with _still(model, layout) as still, warnings.catch_warnings():
         warnings.filterwarnings("ignore", module="captum")
         if method == "grad_cam":
             layer = _layer(still, layer, x[:1])
         for start in range(0, len(x), chunk):
             at = slice(start, start + chunk)
-            job = _Job(target[at], None if base is None else base[at],
-                       regions[at] if method == "feature_ablation" else None, layer, n_steps, seed, float(noise),
-                       window, stride, max(1, batch // chunk))
+            job = _Job(target[at], None if base is None else base[at], layer, n_steps, seed, float(noise), window,
+                       stride, max(1, batch // len(x[at])))
             maps.append(ATTRIBUTIONS[method](still, x[at], job).detach().float()[:, 0])  # [b, H, W]
             if return_gap:
                 with torch.no_grad():
                     rise = still(x[at]) - still(base[at])  # [b, 7]
                 gaps.append(maps[-1].sum((1, 2)) - rise.gather(1, target[at, None])[:, 0])
-    maps = torch.cat(maps) if maps else x.new_zeros((0, *x.shape[2:]))
-    return (maps, torch.cat(gaps) if gaps else x.new_zeros(0)) if return_gap else maps
+    return (torch.cat(maps), torch.cat(gaps)) if return_gap else torch.cat(maps)
 
 
 def _layer(model: nn.Module, layer: str | nn.Module | None, x: Tensor) -> nn.Module:
@@ -384,7 +336,7 @@ def _hooks(modules: Sequence[nn.Module], hook: Callable) -> Iterator[None]:
 PARTS = {"positive": torch.relu, "absolute": torch.abs, "value": lambda maps: maps}
 
 
-def _part(maps: Tensor | np.ndarray, part: str) -> Tensor:
+def _part(maps: Array, part: str) -> Tensor:
     maps = torch.as_tensor(maps).float()
     if maps.dim() != 3:
         raise ValueError(f"attributions must be [B, H, W], got {list(maps.shape)}.")
@@ -393,7 +345,7 @@ def _part(maps: Tensor | np.ndarray, part: str) -> Tensor:
     return PARTS[part](maps)
 
 
-def pixel_order(attributions: Tensor | np.ndarray, part: str = "value", seed: int = 0) -> Tensor:
+def pixel_order(attributions: Array, part: str = "value", seed: int = 0) -> Tensor:
     """Pixels of each face from most to least important, int64 [B, H*W]; ties fall in one seeded random order.
 
     (Grad-CAM and guided maps are mostly zeros; ties in reading order would walk down from the forehead.)
@@ -403,48 +355,32 @@ def pixel_order(attributions: Tensor | np.ndarray, part: str = "value", seed: in
     return shuffle[flat[:, shuffle].argsort(dim=1, descending=True, stable=True)]
 
 
-@dataclass(frozen=True)
-class RegionMass:
-    """How much of each map lies in each region; NaN where a map or a region is empty."""
-
-    share: np.ndarray          # float32 [B, R]  share of the map's mass
-    enrichment: np.ndarray     # float32 [B, R]  share of mass / share of area: 1 for an even map
-    pointing: np.ndarray       # float32 [B, R]  1 where the strongest pixel lies in the region
-    rank_accuracy: np.ndarray  # float32 [B, R]  share of the A strongest pixels in a region of area A
+MASS = ("share", "enrichment", "pointing", "rank_accuracy")
 
 
-def region_mass(attributions: Tensor | np.ndarray, regions: Tensor | np.ndarray, part: str = "positive") -> RegionMass:
-    """Share, enrichment, pointing game and rank accuracy of maps [B, H, W] in regions bool [B, R, H, W].
+def region_mass(attributions: Array, regions: Array, part: str = "positive") -> dict[str, np.ndarray]:
+    """How much of each map [B, H, W] lies in each region bool [B, R, H, W]: {name in MASS: float32 [B, R]}.
 
-    `part` is "positive" (default) or "absolute". Read each number as a difference to an untrained network, the edge map
-    and the centre prior (`mass_frame`): by itself it says nothing.
+    share          of the map's mass; `part` is "positive" (default) or "absolute"
+    enrichment     share of mass / share of area: 1 for an even map
+    pointing       1 where the strongest pixel lies in the region
+    rank_accuracy  share of the A strongest pixels in a region of area A (Arras et al. 2022)
+    NaN where a map or a region is empty. Read each number as a difference to an untrained network, the edge map and the
+    centre prior (`mass_frame`): by itself it says nothing.
     """
     if part == "value":
         raise ValueError("A share needs one sign: use part 'positive' or 'absolute'.")
     maps = _part(attributions, part)
-    regions = torch.as_tensor(regions, device=maps.device).bool()
-    if regions.dim() != 4 or regions.shape[0] != len(maps) or regions.shape[2:] != maps.shape[1:]:
-        raise ValueError(f"regions must be bool [{len(maps)}, R, {maps.shape[1]}, {maps.shape[2]}], "
-                         f"got {list(regions.shape)}.")
+    regions = _check_regions(regions, len(maps), maps.shape[1:], maps.device)
     flat, inside = maps.flatten(1), regions.flatten(2).float()  # [B, P], [B, R, P]
-    area = inside.sum(2)  # [B, R]
-    total = flat.sum(1, keepdim=True)
-    share = torch.einsum("bp,brp->br", flat, inside) / total  # 0 / 0 is NaN
-    share = share.masked_fill(area == 0, torch.nan)
+    area, total = inside.sum(2), flat.sum(1, keepdim=True)  # [B, R], [B, 1]
+    share = torch.einsum("bp,brp->br", flat, inside) / total
     order = pixel_order(maps)
     hits = inside.gather(2, order[:, None].expand_as(inside)).cumsum(2)  # [B, R, P] region pixels among the first
-    nothing = (area == 0) | (total == 0)
-    pointing = hits[:, :, 0].masked_fill(nothing, torch.nan)
     rank = hits.gather(2, (area.long() - 1).clamp_min(0)[..., None])[..., 0] / area
-    enrichment = share / (area / flat.shape[1])
-    values = (share, enrichment, pointing, rank.masked_fill(nothing, torch.nan))
-    return RegionMass(*(value.cpu().numpy() for value in values))
-
-
-def rank_accuracy(attributions: Tensor | np.ndarray, regions: Tensor | np.ndarray,
-                  part: str = "positive") -> np.ndarray:
-    """Share of the A strongest pixels that lie in a region of area A, float32 [B, R] (Arras et al. 2022)."""
-    return region_mass(attributions, regions, part).rank_accuracy
+    values = (share, share * flat.shape[1] / area, hits[:, :, 0], rank)
+    nothing = (area == 0) | (total == 0)
+    return {name: value.masked_fill(nothing, torch.nan).cpu().numpy() for name, value in zip(MASS, values)}
 
 
 def join_regions(regions: np.ndarray, names: Sequence[str],
@@ -454,18 +390,14 @@ def join_regions(regions: np.ndarray, names: Sequence[str],
     if unknown:
         raise ValueError(f"Unknown region {', '.join(unknown)}: use one of {', '.join(names)}.")
     joined = [regions[:, [list(names).index(part) for part in parts]].any(1) for parts in groups.values()]
-    return np.stack([np.asarray(one) for one in joined], 1), tuple(groups)
+    return np.stack(joined, 1), tuple(groups)
 
 
-def _groups(labels: Tensor | np.ndarray) -> list[tuple[str, np.ndarray]]:
+def _groups(labels: Array) -> list[tuple[str, np.ndarray]]:
     """("all", every face), then each emotion that occurs with its faces, bool [N]."""
-    labels = _numpy(labels)
+    labels = labels.detach().cpu().numpy() if torch.is_tensor(labels) else np.asarray(labels)
     found = [(emotion, labels == k) for k, emotion in enumerate(EMOTIONS)]
     return [("all", np.ones(len(labels), bool)), *((emotion, rows) for emotion, rows in found if rows.any())]
-
-
-def _numpy(values: Tensor | np.ndarray | Sequence) -> np.ndarray:
-    return values.detach().cpu().numpy() if torch.is_tensor(values) else np.asarray(values)
 
 
 def _mean(values: np.ndarray) -> np.ndarray:
@@ -475,28 +407,34 @@ def _mean(values: np.ndarray) -> np.ndarray:
     return np.where(count > 0, np.where(known, values, 0).sum(0) / np.maximum(count, 1), np.nan)
 
 
-def mass_frame(maps: dict[str, Tensor | np.ndarray], regions: Tensor | np.ndarray, names: Sequence[str],
-               labels: Tensor | np.ndarray, references: Sequence[str] = ("untrained", "edge_map", "centre_prior"),
-               part: str = "positive") -> pd.DataFrame:
-    """Mass numbers of named maps, as means per emotion and region and as differences to the reference maps.
+def interval(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """95 % normal interval of the mean over the first axis, NaN left out: mean +- 1.96 standard errors."""
+    count = (~np.isnan(values)).sum(0)
+    spread = np.sqrt(_mean((values - _mean(values)) ** 2) * count / np.where(count > 1, count - 1, np.nan))
+    half = 1.959964 * spread / np.sqrt(np.maximum(count, 1))
+    return _mean(values) - half, _mean(values) + half
 
-    `maps` is {name: [N, H, W]}, the references among them (those absent are left out). Columns map, emotion ("all"
-    first), region, measure (share, enrichment, pointing, rank_accuracy), n, value, and minus_<reference> for each one.
+
+def mass_frame(maps: Array, references: dict[str, Array], regions: Array, names: Sequence[str], labels: Array,
+               part: str = "positive") -> pd.DataFrame:
+    """`region_mass` of maps [N, H, W], as means per emotion and region and as differences to the same of references.
+
+    Columns emotion ("all" first), region, measure (of MASS), n, value, and for each reference minus_<reference> with
+    _low and _high, its 95 % interval over the faces (paired).
     """
-    rows = []
-    for name, one in maps.items():
-        mass = region_mass(one, regions, part)
-        for measure in ("share", "enrichment", "pointing", "rank_accuracy"):
-            values = getattr(mass, measure)
-            for emotion, chosen in _groups(labels):
-                mean, count = _mean(values[chosen]), (~np.isnan(values[chosen])).sum(0)
-                rows += [(name, emotion, region, measure, count[r], mean[r]) for r, region in enumerate(names)]
-    frame = pd.DataFrame(rows, columns=["map", "emotion", "region", "measure", "n", "value"])
-    for reference in references:
-        if reference in maps:
-            other = frame.loc[frame["map"] == reference, "value"].to_numpy()  # every map has the same rows in one order
-            frame[f"minus_{reference}"] = frame["value"] - np.tile(other, len(maps))
-    return frame
+    def stacked(one: Array) -> np.ndarray:  # [N, measures * R]
+        return np.concatenate(list(region_mass(one, regions, part).values()), 1).astype(np.float64)
+
+    own, others, rows = stacked(maps), {name: stacked(other) for name, other in references.items()}, []
+    for emotion, chosen in _groups(labels):
+        columns = {"n": (~np.isnan(own[chosen])).sum(0), "value": _mean(own[chosen])}
+        for name, other in others.items():
+            change = (own - other)[chosen]
+            columns[f"minus_{name}"] = _mean(change)
+            columns[f"minus_{name}_low"], columns[f"minus_{name}_high"] = interval(change)
+        rows.append(pd.DataFrame({"emotion": emotion, "region": [*names] * len(MASS),
+                                  "measure": np.repeat(MASS, len(names)), **columns}))
+    return pd.concat(rows, ignore_index=True)
 
 
 # ---- primary endpoint: region ablation with a matched control -------------------------------------------------------
@@ -517,85 +455,47 @@ class RegionAblation:
 CONTROLS: dict[str, Callable[[Tensor, torch.Generator], Tensor]] = {"roll": roll_region, "patch": random_patches}
 
 
-def region_ablation(model: nn.Module, images: np.ndarray | Tensor, labels: np.ndarray | Tensor,
-                    regions: np.ndarray | Tensor, fill: str = "mean", normalise: Normalise = (0.0, 1.0),
-                    n_controls: int = 3, seed: int = 0, batch: int | None = None,
+def region_ablation(model: nn.Module, images: Array, labels: Array, regions: Array, fill: str = "mean",
+                    scaling: Scaling = (0.0, 1.0), n_controls: int = 3, seed: int = 0, batch: int | None = None,
                     control: str = "roll") -> RegionAblation:
     """p(label) and correctness of each face intact, per region replaced, and per region's mask rolled elsewhere.
 
     images uint8 [N, 48, 48], labels int [N], regions bool [N, R, 48, 48] (may overlap), `fill` a name in
-    masking.OCCLUSIONS, `normalise` a callable or (mean, std) that turns [0, 1] pixels into the model's x. Costs
+    masking.OCCLUSIONS, `scaling` the (mean, std) that turns [0, 1] pixels into the model's x. Costs
     N * (1 + R * (1 + n_controls)) forward passes, on the model's device. `control` is "roll" (the same mask at a random
     place) or "patch" (a random connected patch of equal area). Masks are drawn for all faces at once: results do not
     depend on `batch`, and one seed gives every model the same controls. With n_controls=0 the control arrays are NaN.
     """
     pixels = torch.as_tensor(images)
-    regions = torch.as_tensor(regions, device=pixels.device).bool()
     if control not in CONTROLS:
         raise ValueError(f"Unknown control {control!r}: use one of {', '.join(CONTROLS)}.")
     if pixels.dtype != torch.uint8 or pixels.dim() != 3:
         raise ValueError(f"images must be uint8 [N, H, W], got {pixels.dtype} {list(pixels.shape)}.")
-    if regions.dim() != 4 or regions.shape[0] != len(pixels) or regions.shape[2:] != pixels.shape[1:]:
-        raise ValueError(f"regions must be bool [{len(pixels)}, R, {pixels.shape[1]}, {pixels.shape[2]}], "
-                         f"got {list(regions.shape)}.")
+    regions = _check_regions(regions, len(pixels), pixels.shape[1:], pixels.device)
     if not len(pixels) or not regions.shape[1]:
         raise ValueError("Region ablation needs at least one face and one region.")
     target = _targets(labels, len(pixels), pixels.device)
-    standardise = _standardise(normalise)
-    pixels = pixels[:, None].float() / 255  # [N, 1, H, W]
+    pixels = to_float(pixels)  # [N, 1, H, W]
     generator = torch.Generator(device=pixels.device).manual_seed(seed)
-    count = regions.shape[1]
-    shape = (len(pixels), count)
-    p_region, p_control = np.full(shape, np.nan, np.float32), np.full(shape, np.nan, np.float32)
-    correct_region, correct_control = p_region.copy(), p_control.copy()
-
+    found = np.full((4, len(pixels), regions.shape[1]), np.nan, np.float32)  # p, correct; the same of the control
     with _still(model, torch.channels_last) as still:
-        p, correct = _scores(still, standardise(pixels), target, batch)
+        p, correct = _scores(still, standardise(pixels, scaling), target, batch)
 
         def without(mask: Tensor) -> np.ndarray:  # [N, H, W] -> p and correctness, [2, N]
-            scores = _scores(still, standardise(occlude(pixels, mask, fill, generator)), target, batch)
+            scores = _scores(still, standardise(occlude(pixels, mask, fill, generator), scaling), target, batch)
             return torch.stack([scores[0], scores[1].float()]).numpy()
 
-        for r in range(count):
-            mask = regions[:, r]
-            p_region[:, r], correct_region[:, r] = without(mask)
+        for r in range(regions.shape[1]):
+            found[:2, :, r] = without(regions[:, r])
             if n_controls:
-                rolled = [without(CONTROLS[control](mask, generator)) for _ in range(n_controls)]
-                p_control[:, r], correct_control[:, r] = np.mean(rolled, 0)
-    empty = ~regions.flatten(2).any(2).cpu().numpy()  # [N, R]
-    for values in (p_region, p_control, correct_region, correct_control):
-        values[empty] = np.nan
-    return RegionAblation(target.cpu().numpy(), p.numpy(), p_region, p_control, correct.float().numpy(),
-                          correct_region, correct_control)
+                rolled = [without(CONTROLS[control](regions[:, r], generator)) for _ in range(n_controls)]
+                found[2:, :, r] = np.mean(rolled, 0)
+    found[:, ~regions.flatten(2).any(2).cpu().numpy()] = np.nan
+    correct = correct.float().numpy()
+    return RegionAblation(target.cpu().numpy(), p.numpy(), found[0], found[2], correct, found[1], found[3])
 
 
-def _normal(values: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    count = (~np.isnan(values)).sum(0)
-    spread = np.sqrt(_mean((values - _mean(values)) ** 2) * count / np.where(count > 1, count - 1, np.nan))
-    half = 1.959964 * spread / np.sqrt(np.maximum(count, 1))
-    return _mean(values) - half, _mean(values) + half
-
-
-def _bootstrap(values: np.ndarray, seed: int, resamples: int = 2000) -> tuple[np.ndarray, np.ndarray]:
-    generator = np.random.default_rng(seed)
-    times = generator.multinomial(len(values), np.full(len(values), 1 / len(values)), size=resamples).astype(np.float32)
-    known = ~np.isnan(values)  # [n, C]
-    with np.errstate(invalid="ignore", divide="ignore"):
-        means = (times @ np.where(known, values, 0).astype(np.float32)) / (times @ known.astype(np.float32))
-    few = (known.sum(0) < 2)
-    means = np.where(np.isnan(means), _mean(values), means)  # a resample without any face of the region says nothing
-    low, high = np.percentile(means, [2.5, 97.5], axis=0)
-    return np.where(few, np.nan, low), np.where(few, np.nan, high)
-
-
-INTERVALS: dict[str, Callable[[np.ndarray, int], tuple[np.ndarray, np.ndarray]]] = {
-    "normal": _normal,        # mean +- 1.96 standard errors
-    "bootstrap": _bootstrap,  # percentiles of 2,000 resamples of the faces, the same for every region
-}
-
-
-def ablation_frame(result: RegionAblation, names: Sequence[str], interval: str = "normal",
-                   seed: int = 0) -> pd.DataFrame:
+def ablation_frame(result: RegionAblation, names: Sequence[str]) -> pd.DataFrame:
     """The emotion x region matrix of one run, tidy; emotion "all" first, NaN faces (empty region) left out of n.
 
     Columns emotion, region, n; p (intact), drop_p, control_p, difference_p = drop_p - control_p; accuracy (intact),
@@ -604,22 +504,20 @@ def ablation_frame(result: RegionAblation, names: Sequence[str], interval: str =
     """
     if len(names) != result.p_region.shape[1]:
         raise ValueError(f"{len(names)} region names for {result.p_region.shape[1]} regions: give one each.")
-    if interval not in INTERVALS:
-        raise ValueError(f"Unknown interval {interval!r}: use one of {', '.join(INTERVALS)}.")
     rows = []
     for emotion, chosen in _groups(result.labels):
         columns: dict[str, np.ndarray] = {"n": (~np.isnan(result.p_region[chosen])).sum(0)}
         kinds = {"p": (result.p, result.p_region, result.p_control),
                  "accuracy": (result.correct, result.correct_region, result.correct_control)}
-        for kind, (whole, region, control) in kinds.items():
-            whole, region, control = (values[chosen].astype(np.float64) for values in (whole, region, control))
-            columns[kind] = _mean(np.where(np.isnan(region), np.nan, whole[:, None]))
-            whole = whole[:, None]
+        for kind, triple in kinds.items():
+            whole, region, control = (values[chosen].astype(np.float64) for values in triple)
+            whole = np.where(np.isnan(region), np.nan, whole[:, None])
+            columns[kind] = _mean(whole)
             drops = {"drop": whole - region, "control": whole - control, "difference": control - region}
             for name, values in drops.items():  # [n, R]
                 columns[f"{name}_{kind}"] = _mean(values)
                 if name != "control":
-                    columns[f"{name}_{kind}_low"], columns[f"{name}_{kind}_high"] = INTERVALS[interval](values, seed)
+                    columns[f"{name}_{kind}_low"], columns[f"{name}_{kind}_high"] = interval(values)
         rows.append(pd.DataFrame({"emotion": emotion, "region": list(names), **columns}))
     return pd.concat(rows, ignore_index=True)
 
@@ -632,10 +530,9 @@ KINDS = {
 }
 
 
-def perturbation_curve(model: nn.Module, x: Tensor, target: Tensor | np.ndarray | int,
-                       attributions: Tensor | np.ndarray, kind: str = "deletion", steps: int = 24,
-                       baseline: str | Tensor = "blur", normalise: Normalise | None = None, part: str = "value",
-                       seed: int = 0, batch: int | None = None) -> np.ndarray:
+def perturbation_curve(model: nn.Module, x: Tensor, target: Array | int, attributions: Array, kind: str = "deletion",
+                       steps: int = 24, baseline: str | Tensor = "blur", scaling: Scaling | None = None,
+                       part: str = "value", seed: int = 0, batch: int | None = None) -> np.ndarray:
     """p(target) as pixels leave ("deletion") or enter ("insertion") in the map's order, float32 [N, steps + 1].
 
     Step k has moved the first round(k * H * W / steps) pixels. x [N, 1, H, W] is standardised, maps [N, H, W]; what
@@ -646,84 +543,61 @@ def perturbation_curve(model: nn.Module, x: Tensor, target: Tensor | np.ndarray 
         raise ValueError(f"Unknown kind {kind!r}: use one of {', '.join(KINDS)}.")
     x = _check(x)
     target = _targets(target, len(x), x.device)
-    base = baseline_of(x, baseline, normalise)
+    base = baseline_of(x, baseline, scaling)
     order = pixel_order(torch.as_tensor(attributions, device=x.device), part, seed)
     pixels = torch.arange(order.shape[1], device=x.device).expand_as(order)
     rank = torch.empty_like(order).scatter_(1, order, pixels).view_as(x)  # [N, 1, H, W], 0 = the most important
-    curve = np.empty((len(x), steps + 1), np.float32)
+    moved = [round(k * order.shape[1] / steps) for k in range(steps + 1)]
+    stages = torch.cat([KINDS[kind](rank < count, x, base) for count in moved])  # [(steps + 1) * N, 1, H, W]
     with _still(model, torch.channels_last) as still:
-        for k in range(steps + 1):
-            early = rank < round(k * order.shape[1] / steps)
-            curve[:, k] = _scores(still, KINDS[kind](early, x, base), target, batch)[0].numpy()
-    return curve
+        return _scores(still, stages, target.repeat(steps + 1), batch)[0].view(steps + 1, len(x)).numpy().T
 
 
-def curve_area(curve: np.ndarray, kind: str = "deletion") -> np.ndarray:
-    """Area under each face's curve [N, steps + 1] as a share of its own intact p(target), float32 [N].
-
-    Low is good for deletion, high for insertion. For a mean over faces take `curve_frame`: the ratio of a face with a
-    tiny p is large and noisy.
-    """
-    if kind not in KINDS:
-        raise ValueError(f"Unknown kind {kind!r}: use one of {', '.join(KINDS)}.")
-    intact = curve[:, 0 if kind == "deletion" else -1]
-    return _trapezoid(curve) / np.maximum(intact, 1e-6)
-
-
-def _trapezoid(curve: np.ndarray) -> np.ndarray:
-    return ((curve[:, 1:] + curve[:, :-1]) / 2).mean(1)
-
-
-def compare_orders(model: nn.Module, x: Tensor, target: Tensor | np.ndarray, maps: dict[str, Tensor | np.ndarray],
-                   steps: int = 24, baseline: str | Tensor = "blur", normalise: Normalise | None = None,
-                   parts: dict[str, str] | None = None, seed: int = 0,
+def compare_orders(model: nn.Module, x: Tensor, target: Array, maps: dict[str, Array], steps: int = 24,
+                   baseline: str | Tensor = "blur", scaling: Scaling | None = None, seed: int = 0,
                    batch: int | None = None) -> dict[tuple[str, str], np.ndarray]:
     """Curves of the named maps and of edge map, centre prior and random order: {(map, kind): float32 [N, steps + 1]}.
 
-    `parts` says by which part a map is ordered (default "absolute" for saliency and smoothgrad, else "value").
+    Maps named saliency and smoothgrad, plain gradients, are ordered by absolute value, all others by value.
     """
     x = _check(x)
-    parts = {"saliency": "absolute", "smoothgrad": "absolute"} | (parts or {})
     maps = {**maps, **{name: make(x, seed) for name, make in REFERENCES.items()}}
-    return {(name, kind): perturbation_curve(model, x, target, one, kind, steps, baseline, normalise,
-                                             parts.get(name, "value"), seed, batch)
-            for name, one in maps.items() for kind in KINDS}
+    parts = {name: "absolute" if name in ("saliency", "smoothgrad") else "value" for name in maps}
+    return {(name, kind): perturbation_curve(model, x, target, one, kind, steps, baseline, scaling, parts[name], seed,
+                                             batch) for name, one in maps.items() for kind in KINDS}
 
 
-def curve_frame(curves: dict[tuple[str, str], np.ndarray], labels: Tensor | np.ndarray,
-                seed: int = 0) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Areas and mean curves of `compare_orders`, per emotion and for all faces, normalised by the model's own mean p.
+def curve_frame(curves: dict[tuple[str, str], np.ndarray], seed: int = 0) -> pd.DataFrame:
+    """Areas under the curves of `compare_orders` as shares of the model's own mean p(target).
 
-    areas: map, kind, emotion, n, area, area_low, area_high (95 %, 2,000 resamples of the faces, ratio of means).
-    points: map, kind, emotion, share (of pixels moved), p (mean p(target) / mean intact p(target)).
+    Low is good for deletion, high for insertion. Columns map, kind, n, area, and minus_<reference> for edge map, centre
+    prior and random order; each with _low and _high, 95 % from 2,000 resamples of the faces (ratios of means).
     """
-    areas, points = [], []
+    trapezoid = {key: ((curve[:, 1:] + curve[:, :-1]) / 2).mean(1) for key, curve in curves.items()}  # [N]
+    n = len(next(iter(trapezoid.values())))
+    times = np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), size=2000)  # [2000, N], drawn once: paired
+    times = np.concatenate([np.ones((1, n), int), times]).astype(np.float32)  # first the faces as they are
+    rows = []
     for (name, kind), curve in curves.items():
-        own, area = curve[:, 0 if kind == "deletion" else -1], _trapezoid(curve)
-        for emotion, chosen in _groups(labels):
-            n, mean_p = int(chosen.sum()), own[chosen].mean()
-            times = np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), size=2000).astype(np.float32)
-            low, high = np.percentile((times @ area[chosen]) / (times @ own[chosen]), [2.5, 97.5])
-            areas.append((name, kind, emotion, n, area[chosen].mean() / mean_p, low, high))
-            share = np.linspace(0, 1, curve.shape[1])
-            points.append(pd.DataFrame({"map": name, "kind": kind, "emotion": emotion, "share": share,
-                                        "p": curve[chosen].mean(0) / mean_p}))
-    columns = ["map", "kind", "emotion", "n", "area", "area_low", "area_high"]
-    return pd.DataFrame(areas, columns=columns), pd.concat(points, ignore_index=True)
+        own = times @ curve[:, 0 if kind == "deletion" else -1]
+        area = {"area": times @ trapezoid[name, kind] / own}
+        area |= {f"minus_{other}": area["area"] - times @ trapezoid[other, kind] / own for other in REFERENCES}
+        row = {"map": name, "kind": kind, "n": n}
+        for column, values in area.items():
+            low, high = np.percentile(values[1:], [2.5, 97.5])
+            row |= {column: values[0], f"{column}_low": low, f"{column}_high": high}
+        rows.append(row)
+    return pd.DataFrame(rows)
 
 
 # ---- sanity ---------------------------------------------------------------------------------------------------------
 
-def similarity(a: Tensor | np.ndarray, b: Tensor | np.ndarray, part: str = "value") -> dict[str, np.ndarray]:
-    """Likeness of two maps of each face, {"rank": Spearman, "pearson": ...}, float64 [B]; NaN for a constant map."""
-    a, b = (_part(maps, part).flatten(1).cpu().numpy().astype(np.float64) for maps in (a, b))
+def similarity(a: Array, b: Array, part: str = "value") -> np.ndarray:
+    """Spearman's rank correlation of two maps of each face, float64 [B]; NaN for a constant map."""
+    a, b = (_part(maps, part).flatten(1).cpu().numpy() for maps in (a, b))
     if a.shape != b.shape:
         raise ValueError(f"The two sets of maps differ in shape: {list(a.shape)} and {list(b.shape)}.")
-    return {"rank": _pearson(rankdata(a, axis=1), rankdata(b, axis=1)), "pearson": _pearson(a, b)}
-
-
-def _pearson(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    a, b = a - a.mean(1, keepdims=True), b - b.mean(1, keepdims=True)
+    a, b = (ranks - ranks.mean(1, keepdims=True) for ranks in (rankdata(a, axis=1), rankdata(b, axis=1)))
     size = np.sqrt((a**2).sum(1) * (b**2).sum(1))
     return np.where(size > 0, (a * b).sum(1) / np.where(size > 0, size, 1), np.nan)
 
@@ -738,71 +612,42 @@ def weight_layers(model: nn.Module, x: Tensor) -> list[str]:
     return list(dict.fromkeys(met))
 
 
-def _reinitialise(module: nn.Module) -> None:
-    if hasattr(module, "reset_parameters"):
-        module.reset_parameters()  # of batch norm also its running statistics
-        return
-    for parameter in module.parameters(recurse=False):
-        nn.init.normal_(parameter, std=float(parameter.square().mean().sqrt()))
+def cascade_randomise(model: nn.Module, x: Tensor, target: Array | int, method: str = "saliency", stages: int = 8,
+                      seed: int = 0, **settings) -> pd.DataFrame:
+    """Likeness of the maps to the original ones as layers are drawn anew from the logits down (Adebayo et al. 2018).
 
-
-def _permute(module: nn.Module) -> None:
-    for parameter in module.parameters(recurse=False):
-        parameter.copy_(parameter.flatten()[torch.randperm(parameter.numel())].view_as(parameter))
-
-
-RANDOMISERS: dict[str, Callable[[nn.Module], None]] = {
-    "reinitialise": _reinitialise,  # Adebayo et al. 2018
-    "permute": _permute,            # each tensor's values shuffled: keeps their scale
-}
-
-
-def cascade_randomise(model: nn.Module, x: Tensor, target: Tensor | np.ndarray | int, method: str = "saliency",
-                      stages: int = 8, seed: int = 0, how: str = "reinitialise", **settings) -> pd.DataFrame:
-    """Likeness of the maps to the original ones as layers are randomised from the logits down (Adebayo et al. 2018).
-
-    The layers with weights are cut into at most `stages` runs of equal count; step k has randomised the top k of them
-    in a copy (the model is untouched). Columns step, layer (lowest one randomised, "" at step 0), n, rank and
-    rank_absolute (mean Spearman of the maps and of their absolute values), pearson, and flat (share of faces whose map
-    became constant: they are left out of the means). A map that stays alike does not depend on what was learnt.
-    `settings` go to `attribute`; Grad-CAM keeps the layer chosen on the intact model.
+    The layers with weights are cut into at most `stages` runs of equal count; step k has re-initialised the top k of
+    them in a copy (the model is untouched). Columns step, layer (lowest one drawn anew, "" at step 0), n, rank and
+    rank_absolute (mean Spearman of the maps and of their absolute values), and flat (share of faces whose map became
+    constant: they are left out of the means). A map that stays alike does not depend on what was learnt.
+    `settings` go to `attribute`; Grad-CAM keeps the layer, given by name, that was chosen on the intact model.
     """
-    if how not in RANDOMISERS:
-        raise ValueError(f"Unknown way {how!r} to randomise: use one of {', '.join(RANDOMISERS)}.")
     model = getattr(model, "_orig_mod", model)
     x = _check(x)
     if method == "grad_cam":
-        layer = settings.get("layer") or cam_layer(model, x)[0]
-        if isinstance(layer, nn.Module):  # by name, so that the copy finds its own
-            layer = next(name for name, module in model.named_modules() if module is layer)
-        settings["layer"] = layer
+        settings["layer"] = settings.get("layer") or cam_layer(model, x)[0]
     original = attribute(model, x, target, method, seed=seed, **settings)
     layers = weight_layers(model, x)[::-1]
     changed = copy.deepcopy(model)  # after a pass without gradients: a map that a gate keeps can then be copied
-    changed.zero_grad(set_to_none=True)
     device, parts = _device(model), dict(changed.named_modules())
-    cuts = np.array_split(layers, min(stages, len(layers)))
-    rows = [(0, "", original)]
+    rows = []
     with torch.random.fork_rng(devices=[]):  # weights are drawn on the CPU: the same on every device
         torch.manual_seed(seed)
-        for step, names in enumerate(cuts, 1):
+        for step, names in enumerate([[], *np.array_split(layers, min(stages, len(layers)))]):
             changed.cpu()
-            with torch.no_grad():
-                for name in names:
-                    RANDOMISERS[how](parts[str(name)])
-            changed.to(device)
-            rows.append((step, str(names[-1]), attribute(changed, x, target, method, seed=seed, **settings)))
-    frame = []
-    for step, layer, maps in rows:
-        signed, absolute = similarity(original, maps), similarity(original, maps, "absolute")
-        frame.append((step, layer, len(x), _mean(signed["rank"]), _mean(absolute["rank"]), _mean(signed["pearson"]),
-                      np.isnan(signed["rank"]).mean()))
-    return pd.DataFrame(frame, columns=["step", "layer", "n", "rank", "rank_absolute", "pearson", "flat"])
+            for name in names:
+                parts[str(name)].reset_parameters()  # of batch norm also its running statistics
+            maps = attribute(changed.to(device), x, target, method, seed=seed, **settings) if step else original
+            rank = similarity(original, maps)
+            rows.append({"step": step, "layer": str(names[-1]) if step else "", "n": len(x), "rank": float(_mean(rank)),
+                         "rank_absolute": float(_mean(similarity(original, maps, "absolute"))),
+                         "flat": np.isnan(rank).mean()})
+    return pd.DataFrame(rows)
 
 
 # ---- mean maps in the landmark frame --------------------------------------------------------------------------------
 
-def mean_maps(attributions: Tensor | np.ndarray, labels: Tensor | np.ndarray, n_classes: int = len(EMOTIONS),
+def mean_maps(attributions: Array, labels: Array, n_classes: int = len(EMOTIONS),
               equal: bool = True) -> tuple[Tensor, np.ndarray]:
     """Mean map per emotion, float32 [n_classes, H, W] (NaN where there is no face), and faces in each, int64.
 
@@ -821,13 +666,11 @@ def mean_maps(attributions: Tensor | np.ndarray, labels: Tensor | np.ndarray, n_
 
 def _anchors(points: Tensor) -> Tensor:
     """Centres of both eyes and of the mouth as complex numbers x + iy, [B, 3]; points [B, 68, 2] in iBUG order."""
-    parts = (slice(36, 42), slice(42, 48), slice(48, 68))
-    centres = torch.stack([points[:, part].mean(1) for part in parts], 1)  # [B, 3, 2]
+    centres = torch.stack([points[:, part].mean(1) for part in (slice(36, 42), slice(42, 48), slice(48, 68))], 1)
     return torch.complex(centres[..., 0], centres[..., 1])
 
 
-def align(maps: Tensor | np.ndarray, points: Tensor | np.ndarray, template: Tensor | np.ndarray | None = None,
-          border: str = "zeros") -> Tensor:
+def align(maps: Array, points: Array, template: Array | None = None, border: str = "zeros") -> Tensor:
     """Maps (or faces) [B, H, W] in the frame of a template shape, float32 [B, H, W].
 
     points [B, 68, 2] are (x, y) in pixels, the centre of column j at x = j; `template` [68, 2], by default their mean.
@@ -847,9 +690,8 @@ def align(maps: Tensor | np.ndarray, points: Tensor | np.ndarray, template: Tens
         raise ValueError("The template's eyes and mouth lie on one point: give a template of a face.")
     turn = ((own - own_mean) * (shape - shape_mean).conj()).sum(1, keepdim=True) / size  # [B, 1]
     high, wide = maps.shape[1:]
-    rows, columns = torch.meshgrid(torch.arange(high, device=maps.device), torch.arange(wide, device=maps.device),
-                                   indexing="ij")
-    pixel = torch.complex(columns.float(), rows.float()).view(1, -1)
+    down, across = (torch.arange(n, device=maps.device, dtype=torch.float32) for n in (high, wide))
+    pixel = torch.complex(across.expand(high, wide), down[:, None].expand(high, wide)).reshape(1, -1)
     source = (turn * (pixel - shape_mean) + own_mean).view(-1, high, wide)  # [B, H, W], where each pixel comes from
     grid = torch.stack([2 * source.real / (wide - 1) - 1, 2 * source.imag / (high - 1) - 1], -1)  # [B, H, W, 2]
     return F.grid_sample(maps[:, None], grid, "bilinear", border, align_corners=True)[:, 0]
@@ -861,21 +703,16 @@ def agreement_with_truth(importance: pd.DataFrame, truth: pd.DataFrame, value: s
                          loss: str = "loss") -> pd.DataFrame:
     """How a frame's regions rank against those that carry each emotion in the generator.
 
-    `importance` is tidy with emotion, region and `value`: an `ablation_frame`, or one map and measure of `mass_frame`
-    (value="value"). `truth` is tidy with emotion, region and `loss`, or a table emotion (index) x region (columns).
-    Columns emotion ("all" pools every pair, last), n_regions, rank (Spearman, NaN where the truth is constant, as for
-    an emotion that no region carries), top (whether the region of largest value is the region of largest loss).
+    `importance` is tidy with emotion, region and `value` (one run, as an `ablation_frame`), `truth` tidy with emotion,
+    region and `loss`. Columns emotion ("all" pools every pair, last), n_regions, rank (Spearman, NaN where the truth is
+    constant, as for an emotion that no region carries), top (whether the region of largest value has the largest loss).
     """
-    if "region" not in truth.columns:
-        truth = truth.set_index("emotion") if "emotion" in truth.columns else truth
-        truth = truth.rename_axis(index="emotion", columns="region").stack().rename(loss).reset_index()
     pairs = importance[["emotion", "region", value]].merge(truth[["emotion", "region", loss]], on=["emotion", "region"])
     if pairs.empty:
         raise ValueError("The two frames share no pair of emotion and region: check their names.")
     if pairs.duplicated(["emotion", "region"]).any():
-        raise ValueError("A pair of emotion and region occurs twice: give the rows of one run, map and measure.")
-    pairs = pairs.dropna()
-    rows = []
+        raise ValueError("A pair of emotion and region occurs twice: give the rows of one run and fill.")
+    pairs, rows = pairs.dropna(), []
     order = [emotion for emotion in EMOTIONS if (pairs["emotion"] == emotion).any()]
     for emotion, part in [*((emotion, pairs[pairs["emotion"] == emotion]) for emotion in order), ("all", pairs)]:
         constant = part[value].nunique() < 2 or part[loss].nunique() < 2

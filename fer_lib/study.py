@@ -1,16 +1,36 @@
 """The study: which runs each notebook needs at each strength, and the driver that runs the notebooks in order.
 
-    grid = runs_of("02", PRESETS["reduced"], data, seed=0)      # {name: RunSpec}
-    run_study("smoke", results="results")                       # what `python -m fer_lib run` does
+    open_study("smoke").specs("02")                             # {name: one RunSpec a seed}
+    run_study("smoke")                                          # what `python -m fer_lib run` does
 
 Presets differ in values and in how much of each grid they run, never in code path.
 """
+import ast
+import json
+import logging
+import os
+import platform
+import re
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 
-from .dataset import Dataset
+import pandas as pd
+import torch
+
+from .dataset import Dataset, open_dataset
+from .measures import MEASURES
 from .perturb import Perturb
-from .runs import RunSpec, spec_versions
+from .runs import Run, RunSpec, Store, complete, device_name, spec_versions
 from .training import RECIPES, Recipe
+
+log = logging.getLogger(__name__)
 
 FULL_MODELS = {"vgg16": {}, "resnet": {}, "densenet": {}, "dpn": {}, "resmasking": {}}
 
@@ -24,6 +44,7 @@ class Preset:
     models: dict[str, dict] = field(default_factory=lambda: FULL_MODELS)
     stem: str = "pooled"
     scheme: tuple[str, ...] = ("vgg16", "resnet", "dpn")      # networks trained with the scheme, the paper's three
+    longer: dict = field(default_factory=lambda: {"epochs": 80})  # the VGG's baseline trained longer: what a point costs otherwise
     views: str = "one_random"
     sweep: dict = field(default_factory=dict)                 # what the cluster sweep's VGG departs by
     n_clusters: tuple[int, ...] = (1, 2, 3, 4, 5, 6, 7, 8)
@@ -38,17 +59,18 @@ PRESETS = {
         replace(RECIPES["fast"], epochs=3, batch=32, lr=0.05, precision="fp32"),
         {"vgg16": {"depth": 8, "width": 0.5, "epochs": 8}, "resnet": {"depth": 10, "width": 0.125}, "densenet": {"depth": 29, "width": 0.4},
          "dpn": {"depth": 26, "width": 0.0625}, "resmasking": {"depth": 10, "width": 0.0625, "epochs": 1}},
-        scheme=("vgg16",), sweep={"depth": 8, "width": 0.25}, n_clusters=(2, 3), sizes=(1400, 350, 350), saliency_faces=4),
+        scheme=("vgg16",), longer={"epochs": 12}, sweep={"depth": 8, "width": 0.25}, n_clusters=(2, 3), sizes=(1400, 350, 350),
+        saliency_faces=4),
     # Widths, depths and epochs so that a run takes 5 to 13 minutes on one core; fp32 because bf16 was measured slower on that machine.
     "reduced": Preset(
         "FER2013 on a CPU: narrow versions of the same architectures, few epochs",
         replace(RECIPES["fast"], epochs=12, batch=64, lr=0.05, grow=(32, 32, 40, 48), precision="fp32"),
-        {"vgg16": {"depth": 8}, "resnet": {"depth": 10, "width": 0.375}, "densenet": {"depth": 29, "width": 0.67, "epochs": 10},
+        {"vgg16": {"depth": 8}, "resnet": {"depth": 10, "width": 0.375, "epochs": 10}, "densenet": {"depth": 29, "width": 0.67, "epochs": 10},
          "dpn": {"depth": 26, "width": 0.125, "epochs": 8},
-         "resmasking": {"depth": 10, "width": 0.125, "epochs": 8, "grow": (32, 32, 32, 48)}},  # its map must divide by 8
-        sweep={"depth": 8, "width": 0.5, "epochs": 8}),
+         "resmasking": {"depth": 10, "width": 0.125, "epochs": 5, "grow": (32, 32, 32, 48)}},  # its map must divide by 8
+        longer={"epochs": 16, "grow": (32, 40, 48, 48)}, sweep={"depth": 8, "width": 0.5, "epochs": 8}),
     "full": Preset("FER2013 on one GPU: full width, several seeds", replace(RECIPES["fast"], epochs=40), seeds=(0, 1, 2)),
-    "paper": Preset("the author's protocol, 200 epochs", RECIPES["paper"], stem="cifar", views="leave_one_out"),
+    "paper": Preset("the author's protocol, 200 epochs", RECIPES["paper"], stem="cifar", longer={"epochs": 400}, views="leave_one_out"),
 }
 
 
@@ -86,7 +108,7 @@ def sweep(preset: Preset, data: Dataset, seed: int = 0) -> dict[str, RunSpec]:
 
 
 def scheme(preset: Preset, data: Dataset, seed: int = 0) -> dict[str, RunSpec]:
-    """05: the scheme on the preset's networks, and each baseline shown the same views (control C0)."""
+    """05: the scheme on the preset's networks, each baseline shown the same views (control C0), and one baseline trained longer."""
     gate = gates(preset, data, seed)["input"]
     found = {}
     for model in preset.scheme:
@@ -95,7 +117,343 @@ def scheme(preset: Preset, data: Dataset, seed: int = 0) -> dict[str, RunSpec]:
         found[f"{model} perturb"] = replace(base, perturb=Perturb(views=preset.views), gate=gate)
         found[f"{model} baseline, views"] = replace(base, perturb=Perturb(views="none"), gate=gate, start=base,
                                                     recipe=replace(base.recipe, epochs=0))
+    first = preset.scheme[0]
+    found[f"{first} baseline, longer"] = spec(preset, data, first, seed, {**preset.models[first], **preset.longer})
     return found
 
 
-GRIDS = {"02": baselines, "03": gates, "04": sweep, "05": scheme}
+def explained(preset: Preset, data: Dataset, seed: int = 0) -> dict[str, RunSpec]:
+    """06: the baselines of 02 on both kinds of face, and the networks of 05 trained with the scheme; it adds no run of its own."""
+    perturbed = {name: one for name, one in scheme(preset, data, seed).items() if name.endswith(" perturb")}
+    return {**baselines(preset, data, seed), **perturbed}
+
+
+GRIDS = {"02": baselines, "03": gates, "04": sweep, "05": scheme, "06": explained}
+
+
+class Study:
+    """One study at one strength: its data, its store of runs, and the folder its tables and figures go to. Made by `open_study`."""
+
+    def __init__(self, preset: str, data: Dataset, root: Path, seeds: tuple[int, ...], workers: int, show_faces: bool):
+        self.name, self.preset, self.data, self.root, self.seeds = preset, PRESETS[preset], data, root, seeds
+        self.store, self.workers, self.show_faces = Store(root), workers, show_faces
+
+    def specs(self, grid: str) -> dict[str, list[RunSpec]]:
+        """The runs of a grid: {name: one spec a seed}."""
+        per_seed = [GRIDS[grid](self.preset, self.data, seed) for seed in self.seeds]
+        return {name: [specs[name] for specs in per_seed] for name in per_seed[0]}
+
+    def complete(self, grid: str, measures: tuple[str, ...] = ()) -> dict[str, list[Run]]:
+        """Train what the store lacks of a grid, take the measures named, and return {name: one run a seed}."""
+        specs = self.specs(grid)
+        flat = [spec for several in specs.values() for spec in several]
+        runs = {run.key: run for run in complete(flat, self.data, self.store, {m: MEASURES[m] for m in measures}, self.workers)}
+        return {name: [runs[spec.key] for spec in several] for name, several in specs.items()}
+
+    def finished(self, grid: str) -> dict[str, list[Run]]:
+        """The runs of a grid that the store holds, by name; trains nothing."""
+        found = {name: [self.store.get(spec) for spec in several] for name, several in self.specs(grid).items()}
+        return {name: [run for run in several if run] for name, several in found.items() if any(several)}
+
+    def table(self, frame: pd.DataFrame, name: str) -> pd.DataFrame:
+        """Write a tidy frame to tables/<name>.csv (fractions, six digits) and return it."""
+        path = self.root / "tables" / f"{name}.csv"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(path, to_csv(frame))
+        return frame
+
+    def figure(self, figure, name: str, faces: bool = False):
+        """Write a figure to figures/<name>.png and return it, to be shown as the cell's result.
+
+        `faces` marks one that shows individual faces: those of a real data set are drawn only where `show_faces` is set, into
+        figures/faces/, which git ignores. A sentence is returned in their place otherwise.
+        """
+        import matplotlib.pyplot as plt
+
+        plt.close(figure)
+        private = faces and self.data.faces.source != "synthetic"
+        if private and not self.show_faces:
+            return "This figure shows individual faces of the data set: it is drawn on your own machine only (show_faces=True)."
+        path = self.root / "figures" / ("faces" if private else "") / f"{name}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_name(f".{name}.{os.getpid()}.png")
+        figure.savefig(temporary, dpi=150, bbox_inches="tight")
+        os.replace(temporary, path)
+        return figure
+
+
+def to_csv(frame: pd.DataFrame) -> str:
+    """The text of a committed table."""
+    return frame.to_csv(index=False, float_format="%.6g", lineterminator="\n")
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write a text file, whole or not at all."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary.write_text(text)
+    os.replace(temporary, path)
+
+
+def results_folder(results: str = "") -> Path:
+    """The folder that holds a study a preset; "" is results/ beside fer_lib."""
+    return Path(results).expanduser() if results else Path(__file__).resolve().parents[1] / "results"
+
+
+def _be_heard() -> None:
+    """Show the few progress lines of training in a notebook run by hand; the driver's kernels stay quiet, it tells them itself."""
+    if not logging.getLogger("fer_lib").hasHandlers() and "FER_LIB_DRIVEN" not in os.environ:
+        handler = logging.StreamHandler(sys.stdout)
+        handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M"))
+        logging.getLogger("fer_lib").addHandler(handler)
+        logging.getLogger("fer_lib").setLevel(logging.INFO)
+
+
+def open_study(preset: str = "smoke", data: str = "", results: str = "", votes: str = "", maskfer_rows: str = "", seeds: list[int] | None = None,
+               workers: int = 1, show_faces: bool = True) -> Study:
+    """Open the study at a preset's strength, as every notebook's first cell does.
+
+    data          path of FER2013 in any form, or "": the environment variable FER2013, else synthetic faces
+    results       folder; "" is results/ beside fer_lib
+    votes         FER+'s fer2013new.csv, or "";  maskfer_rows   the first paper's rows, or ""
+    seeds         None: the preset's
+    Raises ValueError for an unknown preset, fer2013.DataError for bad data.
+    """
+    if preset not in PRESETS:
+        raise ValueError(f"Unknown preset {preset!r}: use one of {', '.join(PRESETS)}.")
+    if workers < 1 or len(set(seeds or ())) < len(seeds or ()):
+        raise ValueError(f"workers must be at least 1 and every seed stand once, not workers={workers} and seeds={seeds}.")
+    _be_heard()
+    root = results_folder(results)
+    path = data or os.environ.get("FER2013") or None
+    dataset = open_dataset(path, PRESETS[preset].sizes, votes or None, maskfer_rows or None, cache=root / "cache")
+    return Study(preset, dataset, root / preset, tuple(PRESETS[preset].seeds if seeds is None else seeds), workers, show_faces)
+
+
+# ---- the driver: notebooks in order, one kernel each ----
+
+NOTEBOOKS = Path(__file__).resolve().parents[1] / "notebooks"
+PACKAGES = ("torch", "torchvision", "timm", "numpy", "pandas", "scipy", "scikit-learn", "statsmodels", "captum", "matplotlib", "seaborn", "papermill")
+
+
+class NotebookFailed(RuntimeError):
+    """A notebook stopped: the message names it, its cell, the error, and the copy that shows how far it came."""
+
+
+def run_study(preset: str = "smoke", data: str = "", results: str = "", votes: str = "", maskfer_rows: str = "",
+              seeds: list[int] | None = None, workers: int = 1, show_faces: bool = True, only: tuple[str, ...] = (),
+              notebooks: Path = NOTEBOOKS) -> Study:
+    """Run the notebooks in order, one kernel each, up to the first that fails; the arguments are those of `open_study`.
+
+    only        numbers or names of notebooks; () is all of them
+    Writes executed copies without anything of this machine into notebooks/ of the study's folder (into notebooks/faces/, which git
+    ignores, where they show individual faces of a real data set) and manifest.json. Finished runs are never trained again.
+    Raises ValueError for arguments that do not fit, NotebookFailed.
+    """
+    todo = find_notebooks(Path(notebooks), only)
+    given = {"data": data or os.environ.get("FER2013", ""), "results": results, "votes": votes, "maskfer_rows": maskfer_rows}
+    paths = {name: os.path.abspath(os.path.expanduser(value)) if value else "" for name, value in given.items()}
+    parameters = {"preset": preset, **paths, "seeds": list(seeds or []), "workers": workers, "show_faces": show_faces}
+    for notebook in todo:
+        if unknown := [name for name in parameters if name not in declared(notebook)]:
+            raise ValueError(f"{notebook.name} declares no parameter {', '.join(unknown)}: name it in the cell tagged `parameters`.")
+    study = open_study(preset, **paths, seeds=seeds, workers=workers, show_faces=show_faces)
+    private = show_faces and study.data.faces.source != "synthetic"
+    folder = study.root / "notebooks" / ("faces" if private else "")
+    folder.mkdir(parents=True, exist_ok=True)
+    state = {"commit": _git("rev-parse", "HEAD"), "clean": _git("status", "--porcelain", "--", ".", ":!results") == ""}
+    with tempfile.TemporaryDirectory() as scratch, _kernel_of_this_python(Path(scratch)):
+        for i, notebook in enumerate(todo):
+            log.info("%s begins (%d of %d)", notebook.stem, i + 1, len(todo))
+            began, entry = time.perf_counter(), dict(state)
+            try:
+                with _telling(study.store, _missing(study, notebook.stem[:2])):
+                    _execute(notebook, parameters, Path(scratch), folder)
+            except BaseException as error:
+                entry["failed"] = without_paths(str(error) or type(error).__name__, parameters)
+                raise
+            finally:
+                entry["minutes"] = round((time.perf_counter() - began) / 60, 2)
+                _write_manifest(study, parameters, state, {notebook.stem: entry})
+            log.info("%s ended after %.1f min", notebook.stem, entry["minutes"])
+    return study
+
+
+def find_notebooks(folder: Path, only: tuple[str, ...] = ()) -> list[Path]:
+    """The notebooks NN_name.ipynb of a folder in order, or those of them whose number or name is in `only`; else ValueError."""
+    found = sorted(folder.glob("[0-9][0-9]_*.ipynb"))
+    if not found:
+        raise ValueError(f"There are no notebooks in {folder}: run from a checkout of the project, installed by `pip install -e .`.")
+    known = {name for path in found for name in (path.stem, path.stem[:2])}
+    wanted = [name.zfill(2).removesuffix(".ipynb") for name in only]
+    if unknown := [name for name in wanted if name not in known]:
+        raise ValueError(f"There is no notebook {', '.join(unknown)}: choose from {', '.join(path.stem for path in found)}.")
+    return [path for path in found if not only or path.stem in wanted or path.stem[:2] in wanted]
+
+
+def declared(notebook: Path) -> set[str]:
+    """Names that a notebook's cells tagged `parameters` assign."""
+    cells = json.loads(notebook.read_text())["cells"]
+    tagged = ["".join(cell["source"]) for cell in cells if "parameters" in cell["metadata"].get("tags", [])]
+    found = [node for source in tagged for node in ast.parse(source).body if isinstance(node, (ast.Assign, ast.AnnAssign))]
+    return {target.id for node in found for target in (node.targets if isinstance(node, ast.Assign) else [node.target])}
+
+
+@contextmanager
+def _kernel_of_this_python(scratch: Path):
+    """Make `python3` the kernel of this interpreter and this checkout, whatever kernels the user's folders hold."""
+    kernel, before = scratch / "kernels" / "python3" / "kernel.json", os.environ.get("JUPYTER_PATH")
+    search = os.pathsep.join(filter(None, (str(Path(__file__).resolve().parents[1]), os.environ.get("PYTHONPATH"))))
+    kernel.parent.mkdir(parents=True)
+    kernel.write_text(json.dumps({
+        "argv": [sys.executable, "-Xfrozen_modules=off", "-m", "ipykernel_launcher", "--log-level=40", "-f", "{connection_file}"],
+        "display_name": "Python 3 (ipykernel)", "language": "python", "env": {"PYTHONPATH": search, "FER_LIB_DRIVEN": "1"}}))
+    os.environ["JUPYTER_PATH"] = os.pathsep.join(filter(None, (str(scratch), before)))
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ["JUPYTER_PATH"]
+        else:
+            os.environ["JUPYTER_PATH"] = before
+
+
+def _execute(notebook: Path, parameters: dict, scratch: Path, folder: Path) -> None:
+    """Run one notebook in its own kernel and keep the executed copy, whole; one that failed as <name>.failed.ipynb."""
+    import nbformat
+    import papermill
+    from nbclient.exceptions import DeadKernelError
+
+    out, failed = scratch / notebook.name, folder / f"{notebook.stem}.failed.ipynb"
+    try:
+        papermill.execute_notebook(notebook, out, parameters, kernel_name="python3", language="python", cwd=notebook.parent,
+                                   progress_bar=False, start_timeout=300)
+        error = None
+    except papermill.PapermillExecutionError as raised:
+        error = f"{raised.ename}: {raised.evalue}".strip().split("\n")[0]
+    except DeadKernelError:
+        error = "the kernel died, as it does when memory runs out"
+    executed = nbformat.read(out, 4)
+    own = [cell for cell in executed.cells if not {"papermill-error-cell-tag", "injected-parameters"} & set(cell.metadata.get("tags", []))]
+    begun = [i for i, cell in enumerate(own) if cell.metadata.get("papermill", {}).get("status") != "pending"]
+    _make_portable(executed, parameters)
+    write_whole(failed if error else folder / notebook.name, nbformat.writes(executed) + "\n")
+    if error:
+        first = (own[begun[-1]].source.strip().splitlines() or [""])[0]
+        log.error("%s as far as it came: %s", notebook.stem, failed)
+        raise NotebookFailed(f"{notebook.stem} stopped at cell {begun[-1] + 1} of {len(own)} (`{first}`): {error}")
+    failed.unlink(missing_ok=True)
+
+
+def without_paths(text: str, parameters: dict) -> str:
+    """A text in which the absolute paths of this machine are shortened: the parameters' to their names, the checkout's to "."."""
+    names = {value: Path(value).name for value in parameters.values() if isinstance(value, str) and os.path.isabs(value)}
+    environment = [(Path(sys.prefix), ".venv")] if sys.prefix != sys.base_prefix else []
+    for folder, name in ((Path(__file__).resolve().parents[1], "."), (Path.home(), "~"), *environment):
+        names |= {str(folder): name, str(folder.resolve()): name} if len(folder.parts) > 1 else {}
+    known = "|".join(map(re.escape, sorted(names, key=len, reverse=True)))
+    return re.sub(rf"(?<![\w/+])(?:(?:{known})(?![\w+-])|/\S*/ipykernel_\d+/\d+\.py)", lambda match: names.get(match[0], "cell.py"), text)
+
+
+def _make_portable(notebook, parameters: dict) -> None:
+    """Take out of an executed notebook what belongs to this machine or moment: absolute paths, times, papermill's own notes."""
+    def clean(value):
+        return [clean(each) for each in value] if isinstance(value, list) else without_paths(value, parameters)
+
+    notebook.metadata.pop("papermill", None)
+    notebook.cells = [cell for cell in notebook.cells if "papermill-error-cell-tag" not in cell.metadata.get("tags", [])]
+    for cell in notebook.cells:
+        for name in ("papermill", "execution"):
+            cell.metadata.pop(name, None)
+        if "injected-parameters" in cell.metadata.get("tags", []):
+            cell.id, cell.source = "injected-parameters", clean(cell.source)
+        for output in cell.get("outputs", []):
+            for name in {"text", "evalue", "traceback"} & set(output):
+                output[name] = clean(output[name])
+            if "data" in output:
+                output.data = {kind: clean(value) if kind.startswith("text/") else value for kind, value in output.data.items()}
+
+
+def _missing(study: Study, grid: str) -> set[str]:
+    """Keys of the runs, parents too, that a notebook will train."""
+    return {spec.key for spec in used(study, (grid,)) if study.store.get(spec) is None}
+
+
+def used(study: Study, grids: tuple[str, ...] = tuple(GRIDS)) -> list[RunSpec]:
+    """The specs that grids ask for, each once, parents before children."""
+    found: dict[str, RunSpec] = {}
+
+    def add(spec: RunSpec) -> None:
+        for parent in spec.parents:
+            add(parent)
+        found.setdefault(spec.key, spec)
+
+    for grid in grids:
+        for several in study.specs(grid).values() if grid in GRIDS else ():
+            for spec in several:
+                add(spec)
+    return list(found.values())
+
+
+@contextmanager
+def _telling(store: Store, missing: set[str]):
+    """Log what the kernel's runs do: a line for every 10 % of a run, at most one in 30 s, and one when it ends."""
+    stop = threading.Event()
+    teller = threading.Thread(target=_tell, args=(store, missing, stop), daemon=True)
+    teller.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        teller.join()
+
+
+def _tell(store: Store, missing: set[str], stop: threading.Event) -> None:
+    told = {key: (row["epoch"], time.monotonic()) for key, row in store.progress().items()}
+    ended = {path.parent.name for path in store.runs.glob("*/spec.json")}
+    last = False
+    while not last:
+        last = stop.wait(2)
+        for key, row in store.progress().items():
+            epoch, at = told.setdefault(key, (0, time.monotonic()))
+            if 10 * row["epoch"] // row["epochs"] > 10 * epoch // row["epochs"] and time.monotonic() - at >= 30:
+                told[key] = (row["epoch"], time.monotonic())
+                log.info("    %s: epoch %d of %d, validation accuracy %.1f %%, about %.1f min left", key, row["epoch"], row["epochs"],
+                         100 * row["val_accuracy"], (row["epochs"] - row["epoch"]) * row["seconds"] / 60)
+        fresh = [path.parent for path in store.runs.glob("*/spec.json") if path.parent.name not in ended]
+        for path in sorted(fresh, key=lambda path: path.stat().st_mtime):
+            ended.add(path.name)
+            seconds = json.loads((path / "machine.json").read_text())["seconds"]
+            log.info("    %s ended after %.1f min%s", path.name, seconds / 60,
+                     f" ({len(missing & ended)} of {len(missing)})" if path.name in missing else "")
+
+
+def _git(*words: str) -> str | None:
+    """What git says about the checkout, None where there is none."""
+    try:
+        said = subprocess.run(["git", *words], cwd=Path(__file__).resolve().parents[1], capture_output=True, text=True)
+    except OSError:
+        return None
+    return said.stdout.strip() if said.returncode == 0 else None
+
+
+def _write_manifest(study: Study, parameters: dict, state: dict, entries: dict) -> None:
+    """manifest.json: on what and from what the study ran. Notebooks not run this time keep their entries of the same data."""
+    path = study.root / "manifest.json"
+    before = json.loads(path.read_text()) if path.exists() else {}
+    about = {"source": study.data.faces.source, "faces": len(study.data.faces), "fingerprint": study.data.fingerprint}
+    kept = before["notebooks"] if before.get("data") == about else {}
+    runs = [run for spec in used(study) if (run := study.store.get(spec))]
+    write_whole(path, json.dumps({
+        "preset": study.name, "data": about, **state,
+        "parameters": {name: Path(value).name if isinstance(value, str) else value for name, value in parameters.items()},
+        "seeds": list(study.seeds), "device": device_name("cuda" if torch.cuda.is_available() else "cpu"), "cores": os.cpu_count(),
+        "python": platform.python_version(), "packages": {name: _version(name) for name in PACKAGES},
+        "notebooks": dict(sorted({**kept, **entries}.items())),
+        "runs": {run.key: {name: run.machine[name] for name in ("seconds", "device", "threads", "torch")} for run in runs}}, indent=1) + "\n")
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None

@@ -116,6 +116,13 @@ def draw_faces(action_units: np.ndarray, seed: int = 0) -> tuple[np.ndarray, np.
     return images, points
 
 
+def strongest(synthetic: Synthetic, count: int) -> np.ndarray:
+    """Positions of each emotion's `count` clearest faces, int64 [7, count]: most of its own units, least of all others."""
+    scores = [2 * synthetic.action_units[:, [unit in EMOTION_UNITS[emotion] for unit in UNITS]].sum(1) - synthetic.action_units.sum(1)
+              for emotion in EMOTIONS]
+    return np.stack([np.argsort(np.where(synthetic.faces.labels == k, -score, np.inf), kind="stable")[:count] for k, score in enumerate(scores)])
+
+
 def truth_table(synthetic: Synthetic) -> pd.DataFrame:
     """What each emotion loses when a region's units go neutral: the truth that occlusion and saliency should recover.
 

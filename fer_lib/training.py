@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 from torch.optim.swa_utils import AveragedModel
 
-from .augment import augment, standardise, test_views, to_float
+from .augment import AUGMENTATIONS, augment, standardise, test_views, to_float
 from .objectives import OBJECTIVES, Batch
 from .perturb import REFIT, fill
 
@@ -40,6 +40,13 @@ class Recipe:
     test: str = "flip"              # single | flip | ten_crop, averaged as logits
     keep: str = "last"              # last: the final weights | best: those of the epoch best on validation
     precision: str = "bf16"         # bf16: autocast in the training steps | fp32; predictions are always fp32
+
+    def __post_init__(self):
+        known = {"schedule": ("one_cycle", "plateau"), "augment": AUGMENTATIONS, "test": ("single", "flip", "ten_crop"),
+                 "keep": ("last", "best"), "precision": ("bf16", "fp32")}
+        for name, values in known.items():
+            if getattr(self, name) not in values:
+                raise ValueError(f"Unknown {name} {getattr(self, name)!r}: use one of {', '.join(values)}.")
 
 
 RECIPES = {
@@ -78,6 +85,8 @@ def train(model, images: torch.Tensor, labels: torch.Tensor, val_images: torch.T
     With `checkpoint` the state is written after each epoch and picked up again: on the CPU at one thread count the result is
     bit-equal to an uninterrupted run. `report(row)` is called after each epoch.
     """
+    if objective not in OBJECTIVES:
+        raise ValueError(f"Unknown objective {objective!r}: use one of {', '.join(OBJECTIVES)}.")
     device = images.device
     model.to(device, memory_format=torch.channels_last)
     cuts = views if views is not None and views.perturb.views != "none" else None

@@ -1,0 +1,161 @@
+"""What needs a network's weights, measured when its run ends and stored with it: tables and committed figures rebuild without weights.
+
+    measures = MEASURES["attention"](model, spec, data)     # {array name: values}
+"""
+import numpy as np
+import pandas as pd
+import torch
+
+from .augment import standardise, to_float
+from .dataset import Dataset
+from .faces import EMOTIONS
+from .landmarks import HOW, REGIONS
+from .saliency import (FEATURES, KINDS, ablation_frame, align, attribute, cam_layer, cascade_randomise, compare_orders, curve_frame,
+                       join_regions, mass_frame, mean_maps, region_ablation)
+
+
+def attention(model, spec, data: Dataset) -> dict[str, np.ndarray]:
+    """Where the gate looks on test faces: `maps` float32 [7, 48, 48], mean attention of each emotion; `overall` [48, 48] on training
+    faces; `brightness` [n], the rank correlation of attention and pixel value in each of up to 1,000 test faces; `kernel`, the input
+    gate's [2, 7, 7] weights."""
+    device = next(model.parameters()).device
+    found, intensity = _attention(model, data, data.faces.where("test"), device)
+    labels = data.labels("test")
+    maps = np.stack([found[labels == c].mean(0) if (labels == c).any() else np.zeros((48, 48), np.float32) for c in range(len(EMOTIONS))])
+    overall, _ = _attention(model, data, data.faces.where("train")[:4096], device)
+    ranks = lambda a: a.reshape(len(a), -1).argsort(1).argsort(1).astype(np.float64)
+    a, b = ranks(found[:1000]), ranks(intensity[:1000])
+    a, b = a - a.mean(1, keepdims=True), b - b.mean(1, keepdims=True)
+    arrays = {"maps": maps, "overall": overall.mean(0), "brightness": ((a * b).mean(1) / (a.std(1) * b.std(1))).astype(np.float32)}
+    if model.input_gate is not None:
+        arrays["kernel"] = model.input_gate.conv.weight.detach().cpu().numpy()[0]
+    return arrays
+
+
+def _attention(model, data, index, device):
+    maps, pixels = [], []
+    for chunk in np.array_split(index, max(1, len(index) // 256)):
+        x = to_float(torch.as_tensor(np.ascontiguousarray(data.faces.images[chunk])).to(device))
+        maps.append(model.attention_maps(standardise(x, data.scaling)).cpu().numpy())
+        pixels.append(x[:, 0].cpu().numpy())
+    return np.concatenate(maps), np.concatenate(pixels)
+
+
+MEASURES = {"attention": attention}
+
+
+# -------------------------------------------------------------------------------------------------------------------- 06 saliency
+
+METHODS = ("saliency", "integrated_gradients", "smoothgrad", "guided_backprop", "grad_cam", "occlusion")
+SETTINGS = {"n_steps": 8, "window": 8, "stride": 6}  # of the mean maps: a quarter of the usual steps, averaged over many faces
+# One face an emotion for so many test rows: of FER2013's 3,589 that is 71, 20, 7 and 2 faces (disgust has 38 clean rows).
+REGION_ROWS, MAP_ROWS, CURVE_ROWS, CASCADE_ROWS = 50, 176, 500, 1500
+SHARE_REGIONS = {**FEATURES, **{name: (name,) for name in ("brows", "eyes", "background")}}
+CURVE_METHODS = ("integrated_gradients", "grad_cam", "occlusion")
+CASCADE_METHODS = ("saliency", "guided_backprop", "grad_cam")
+
+
+def fixed_faces(data: Dataset, rows: int) -> np.ndarray:
+    """Positions of the test faces that every network is measured on: one an emotion for `rows` test rows, at least one, sorted, int64.
+
+    Drawn once for a data set among clean rows with landmarks of their own; fewer faces are a part of more.
+    """
+    test = data.faces.where("test")
+    fit = test[data.faces.clean("test") & ~data.faces.blank[test] & (data.landmarks.how[test] != HOW.index("template"))]
+    fit = fit if len(fit) else test  # a data set without the detector
+    shuffled = np.random.default_rng(0).permutation(fit)
+    count = max(1, len(test) // rows)
+    return np.sort(np.concatenate([shuffled[data.faces.labels[shuffled] == c][:count] for c in range(len(EMOTIONS))]))
+
+
+def mean_faces(data: Dataset) -> tuple[np.ndarray, np.ndarray]:
+    """Mean face of each emotion over the clean test rows in the landmark frame of the mean maps, uint8 [7, 48, 48], and n int64 [7].
+
+    An emotion with fewer than 20 faces stays blank: a mean of a few would show people.
+    """
+    test = data.faces.where("test")[data.faces.clean("test")]
+    aligned = align(data.faces.images[test], data.landmarks.points[test], data.landmarks.points.mean(0), "border")
+    mean, n = mean_maps(aligned, data.faces.labels[test].astype(np.int64), equal=False)
+    mean[n < 20] = 127
+    return mean.round().byte().numpy(), n
+
+
+def pack(name: str, frame: pd.DataFrame, keys: tuple[str, ...]) -> dict[str, np.ndarray]:
+    """A tidy frame as arrays: `name` float32 [columns, levels of each key ...], `name_columns` and `name_<key>` their names."""
+    levels = {key: list(dict.fromkeys(frame[key])) for key in keys}
+    wide = frame.set_index(list(keys)).reindex(pd.MultiIndex.from_product(levels.values(), names=keys))
+    values = wide.to_numpy(np.float32).T.reshape(wide.shape[1], *map(len, levels.values()))
+    return {name: values, f"{name}_columns": np.array(wide.columns, np.str_),
+            **{f"{name}_{key}": np.array(level, np.str_) for key, level in levels.items()}}
+
+
+def unpack(name: str, arrays: dict[str, np.ndarray], keys: tuple[str, ...]) -> pd.DataFrame:
+    """The tidy frame that `pack` stored; rows without any value are left out."""
+    index = pd.MultiIndex.from_product([arrays[f"{name}_{key}"].tolist() for key in keys], names=keys)
+    frame = pd.DataFrame(arrays[name].reshape(len(arrays[name]), -1).T.astype(np.float64), index, arrays[f"{name}_columns"].tolist())
+    frame = frame.dropna(how="all").reset_index()
+    return frame.astype({"n": int}) if "n" in frame else frame
+
+
+def regions(model, spec, data: Dataset) -> dict[str, np.ndarray]:
+    """The primary endpoint: what fixed test faces lose when a region goes, and when the same mask goes to a random place.
+
+    Packed `ablation_frame`s by emotion and region: `unmasked_mean` (filled with the visible pixels' mean grey), `unmasked_blur`
+    (brows+eyes, nose and mouth only), and for a network trained on masked faces `masked_mean`, the same of its own kind of face.
+    """
+    device = next(model.parameters()).device
+    index = fixed_faces(data, REGION_ROWS)
+    found, names = join_regions(data.regions(index), REGIONS, {**FEATURES, **{name: (name,) for name in REGIONS}})  # FEATURES first
+    arrays = {}
+    for variant, fill, some in (("unmasked", "mean", names), ("unmasked", "blur", tuple(FEATURES)), ("masked", "mean", names)):
+        if variant in ("unmasked", spec.variant):
+            images = torch.as_tensor(np.ascontiguousarray(data.images(variant)[index])).to(device)
+            result = region_ablation(model, images, data.faces.labels[index].astype(np.int64), found[:, :len(some)], fill, data.scaling, 1)
+            arrays |= pack(f"{variant}_{fill}", ablation_frame(result, some), ("emotion", "region"))
+    return arrays
+
+
+def saliency(model, spec, data: Dataset) -> dict[str, np.ndarray]:
+    """Attributions of the label's logit on fixed unmasked test faces, and what can be said of them.
+
+    maps      float16 [M, 7, 48, 48], mean map of each of `methods` and emotion in the landmark frame, every face with the same weight;
+              `n` int64 [7]; `layer` Grad-CAM's; `gap` integrated gradients' mean |error of completeness| / mean |change of the logit|
+    shares    packed `mass_frame` by method, emotion, region and measure, with differences to the untrained net of the same spec, the
+              edge map and the centre prior
+    areas     packed `curve_frame` (deletion, insertion) by map and kind; curves float32 [maps, kinds, 25], shares of the net's own p
+    cascade   float32 [methods, stages + 1], rank similarity (of absolute values) to the intact net's maps as layers are drawn anew
+    """
+    device = next(model.parameters()).device
+    untrained = spec.build().to(device).eval()
+    index = fixed_faces(data, MAP_ROWS)
+    x = standardise(to_float(torch.as_tensor(data.faces.images[index]).to(device)), data.scaling)  # (n, 1, 48, 48)
+    labels = torch.as_tensor(data.faces.labels[index].astype(np.int64)).to(device)
+    points, frame = data.landmarks.points[index], data.landmarks.points.mean(0)
+    masks, names = join_regions(data.regions(index), REGIONS, SHARE_REGIONS)
+    layer, size = cam_layer(model, x)
+    plain = {name: attribute(None, x, labels, name) for name in ("edge_map", "centre_prior")}
+    found, means, shares = {}, [], []
+    for method in METHODS:
+        settings = {**SETTINGS, "layer": layer if method == "grad_cam" else None}
+        found[method] = attribute(model, x, labels, method, **settings)
+        blank = {"untrained": attribute(untrained, x, labels, method, **settings)}
+        shares.append(mass_frame(found[method], blank | plain, masks, names, labels).assign(method=method))
+        mean, n = mean_maps(align(found[method], points, frame), labels)
+        means.append(mean.cpu().numpy())
+    some = np.isin(index, fixed_faces(data, CURVE_ROWS))
+    curves = compare_orders(model, x[some], labels[some], {name: found[name][some] for name in CURVE_METHODS})
+    few = np.isin(index, fixed_faces(data, CASCADE_ROWS))
+    cascade = [cascade_randomise(model, x[few], labels[few], method, stages=3)["rank_absolute"] for method in CASCADE_METHODS]
+    _, gap = attribute(model, x[few], labels[few], "integrated_gradients", **SETTINGS, return_gap=True)
+    rise = found["integrated_gradients"][few].sum((1, 2)) - gap
+    own = {key: curve / curve[:, 0 if key[1] == "deletion" else -1].mean() for key, curve in curves.items()}
+    sources = tuple(dict.fromkeys(name for name, _ in curves))
+    return {"methods": np.array(METHODS), "maps": np.stack(means).astype(np.float16), "n": n,
+            "layer": np.array(f"{layer}, {size[0]} maps of {size[1]} x {size[2]}"), "gap": (gap.abs().mean() / rise.abs().mean()).cpu().numpy(),
+            **pack("shares", pd.concat(shares), ("method", "emotion", "region", "measure")),
+            **pack("areas", curve_frame(curves), ("map", "kind")),
+            "curves": np.stack([[own[name, kind].mean(0) for kind in KINDS] for name in sources]).astype(np.float32),
+            "cascade": np.array(cascade, np.float32)}
+
+
+MEASURES |= {"regions": regions, "saliency": saliency}

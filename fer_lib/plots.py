@@ -1,0 +1,479 @@
+"""Figures: one function a kind, each takes a tidy frame (or maps) and returns a matplotlib Figure. Nothing is shown or saved here.
+
+One colour an emotion, one a model, across the study; both sets can be told apart by colour-blind readers. Fractions become percent here.
+"""
+import matplotlib
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import seaborn as sns
+from matplotlib.figure import Figure
+from matplotlib.patches import Patch
+
+from .faces import EMOTIONS, SIZE, SPLITS
+from .landmarks import TEMPLATE, region_masks
+
+# Okabe & Ito's eight colours for emotions, Paul Tol's "muted" for networks.
+EMOTION_COLOURS = dict(zip(EMOTIONS, ("#D55E00", "#009E73", "#CC79A7", "#E6B800", "#0072B2", "#56B4E9", "#7F7F7F")))
+MODEL_COLOURS = {"vgg16": "#332288", "resnet": "#CC6677", "densenet": "#117733", "dpn": "#88CCEE", "resmasking": "#AA4499", "ensemble": "#444444"}
+SCHEME_COLOURS = {"baseline": "#777777", "perturb": "#0072B2", "published": "#E69F00"}
+MODEL_NAMES = {"vgg16": "VGG", "resnet": "ResNet", "densenet": "DenseNet", "dpn": "DPN", "resmasking": "ResMasking", "ensemble": "Ensemble"}
+
+
+def style() -> None:
+    """The study's look; called once by each notebook."""
+    sns.set_theme(context="notebook", style="whitegrid", rc={
+        "figure.dpi": 110, "axes.titlesize": 12, "axes.titleweight": "bold", "axes.titlelocation": "left", "axes.spines.top": False,
+        "axes.spines.right": False, "grid.color": "#e6e6e6", "figure.constrained_layout.use": True, "legend.frameon": False})
+
+
+def percent(axis) -> None:
+    """Label a matplotlib axis (ax.xaxis or ax.yaxis) of fractions in percent."""
+    axis.set_major_formatter(matplotlib.ticker.PercentFormatter(1.0))
+
+
+def points(axis) -> None:
+    """Label a matplotlib axis of differences of fractions in percentage points."""
+    axis.set_major_formatter(matplotlib.ticker.FuncFormatter(lambda value, _: f"{100 * value:+.0f}" if abs(value) > 1e-9 else "0"))
+
+
+def note(figure: Figure, data) -> Figure:
+    """Say below a figure that its faces are synthetic, where they are."""
+    if data.faces.source == "synthetic":
+        figure.supxlabel("synthetic faces", fontsize=8, color="#888888", x=0.99, ha="right")
+    return figure
+
+
+# ------------------------------------------------------------------------------------------------------------------- 01 the faces
+
+REGION_COLOURS = {"brows": "#E69F00", "eyes": "#56B4E9", "nose": "#F0E442", "mouth": "#FF5A36", "cheeks": "#FF9BD2", "forehead": "#2FD6A3",
+                  "jaw": "#B79CFF"}
+
+
+def class_distribution(frame: pd.DataFrame) -> Figure:
+    """The paper's Figure 3: faces of each emotion and split, the official number as a black stroke. `frame` is 01_integrity."""
+    counts = frame[frame["check"] == "faces"]
+    figure, axes = plt.subplots(1, len(SPLITS), figsize=(12, 3.6), sharey=True)
+    for axis, split in zip(axes, SPLITS):
+        part = counts[counts["split"] == split].set_index("emotion")
+        here = part.loc[list(EMOTIONS)]
+        axis.barh(EMOTIONS, here["value"], color=EMOTION_COLOURS.values(), height=0.75)
+        axis.plot(here["expected"], range(len(EMOTIONS)), "|", color="black", markersize=17, markeredgewidth=1.6, label="official number")
+        for i, (value, expected) in enumerate(zip(here["value"], here["expected"])):
+            official = f", officially {expected:,.0f}" if np.isfinite(expected) and expected != value else ""
+            axis.text(value, i, f"  {value:,.0f}{official}", va="center", fontsize=9)
+        total = part.loc["all"]
+        axis.set_title(f"{split}: {total['value']:,.0f} faces" + (f", officially {total['expected']:,.0f}" if np.isfinite(total["expected"]) else ""))
+        axis.set(xlim=(0, 1.25 * max(here["value"].max(), 1)), xlabel="faces")
+        axis.xaxis.set_major_locator(matplotlib.ticker.MaxNLocator(4, integer=True))
+        axis.grid(axis="y", visible=False)
+    axes[0].invert_yaxis()
+    every = counts[(counts["split"] == "all") & (counts["emotion"] != "all")].set_index("emotion")["value"]
+    known = counts.dropna(subset="expected")
+    if len(known):
+        figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower left", fontsize=9)
+    right = (known["value"] == known["expected"]).sum()
+    official = "" if known.empty else f"; {'all' if right == len(known) else f'{right} of'} {len(known)} counts are the official ones"
+    ratio = every.max() / max(every.min(), 1)
+    title = (f"{every.idxmax()} is {ratio:.0f} times as frequent as {every.idxmin()}" if ratio >= 1.5 else "emotions are balanced").capitalize()
+    return _headline(figure, title + official)
+
+
+def leaks(frame: pd.DataFrame) -> Figure:
+    """Left: test faces that have a pixel copy in training or validation. Right: test labels that FER+'s votes confirm. `frame` is 01_integrity."""
+    test = frame[frame["split"] == "test"].pivot(index="check", columns="emotion", values="value")[[*EMOTIONS, "all"]]
+    leaked, n = test.loc["faces"] - test.loc["clean"], test.loc["faces"]
+    share = leaked / n
+    voted = "ferplus_agree" in test.index
+    figure, axes = plt.subplots(1, 1 + voted, figsize=(6 + 6 * voted, 4), sharey=True, squeeze=False)
+    colours = [*EMOTION_COLOURS.values(), "#333333"]
+    panels = [(share, 0 * share, [f"  {a:.0f} of {b:,.0f}" for a, b in zip(leaked, n)], 1.3 * max(share.max(), 0.1))]
+    title = (f"{100 * share['all']:.1f} % of the test faces have" if leaked["all"] else "No test face has") + " a copy in training or validation"
+    axes[0, 0].set_xlabel("test faces with a copy in training or validation")
+    if leaked["all"]:
+        title += "".join(f", {100 * value:.0f} % of {emotion}" for emotion, value in share[list(EMOTIONS)].nlargest(2).items())
+    if voted:
+        agree, tie = test.loc["ferplus_agree"], test.loc["ferplus_tie"]
+        panels.append((agree, tie, [f"  {100 * a:.0f} %" for a in agree], 1.12))
+        worst = agree[list(EMOTIONS)].idxmin()
+        title += f";\nFER+ confirms {100 * agree['all']:.0f} % of the test labels, {100 * agree[worst]:.0f} % of {worst}"
+        axes[0, 1].set_xlabel("test faces whose label FER+ confirms (light: its votes tie)")
+    for axis, (values, light, texts, right) in zip(axes[0], panels):
+        axis.barh(range(len(values)), values, color=colours, height=0.75)
+        axis.barh(range(len(values)), light, left=values, color="#dddddd", height=0.75)
+        for i, (value, text) in enumerate(zip(values + light, texts)):
+            axis.text(value, i, text, va="center", fontsize=9)
+        axis.set_xlim(0, right)
+        percent(axis.xaxis)
+        axis.grid(axis="y", visible=False)
+    axes[0, 0].set_yticks(range(len(share)), share.index)
+    axes[0, 0].invert_yaxis()
+    return _headline(figure, title)
+
+
+def mask_coverage(frame: pd.DataFrame) -> Figure:
+    """Left: share of each feature that the masks hide, per emotion. Right: how many faces' landmarks were found, and the first paper's masks.
+    `frame` is 01_masks."""
+    every = frame[frame["how"] == "all"].set_index("emotion")
+    found = frame[frame["how"].isin(["detected", "exact"])].set_index("emotion")["share"].reindex(every.index).fillna(0)
+    figure, axes = plt.subplots(1, 2, figsize=(11, 4), sharey=True, width_ratios=(4, 6))
+    features = ["brows", "eyes", "nose", "mouth"]
+    sns.heatmap(100 * every[features], ax=axes[0], cmap="Blues", vmin=0, vmax=100, annot=True, fmt=".1f", cbar=False)
+    axes[0].set(xlabel="percent of the feature's pixels hidden", ylabel="")
+    y = np.arange(len(every)) + 0.5
+    exact = (frame["how"] == "exact").any()
+    axes[1].plot(found, y, "o", color="#0072B2", markersize=9, label="here: exact landmarks" if exact else "here: landmarks detected")
+    if every["author"].notna().any():
+        axes[1].plot(every["author"], y, "D", color=SCHEME_COLOURS["published"], markersize=8, label="first paper: mask drawn")
+    axes[1].set(xlim=(0, 1.04), xlabel="share of the emotion's faces")
+    percent(axes[1].xaxis)
+    axes[1].legend(loc="center left", fontsize=9)
+    mean, emotions = every.loc["all"], every.drop(index="all")
+    title = "Masks hide " + ", ".join(f"{100 * mean[name]:.1f} % of the {name}" for name in reversed(features))
+    if every["author"].notna().any():
+        least, most = emotions["author"].idxmin(), emotions["author"].idxmax()
+        title += (f";\nthe first paper masked {100 * emotions['author'][least]:.0f} % of {least} and "
+                  f"{100 * emotions['author'][most]:.0f} % of {most} faces, here every face has a mask")
+    return _headline(figure, title)
+
+
+def sheet(tiles: np.ndarray, rows: list[str], columns: list[str], title: str, points: np.ndarray | None = None, group: int = 1,
+          zoom: float = 0.72) -> Figure:
+    """Grey faces side by side: tiles [R, C, 48, 48], uint8 or, as mean faces, float with one scale a row. `points` [R, C, 68, 2] draws the
+    regions and names their mean share of the picture; `group` sets that many columns together; `zoom` is a face's side in inches."""
+    tiles = np.asarray(tiles)
+    if tiles.dtype != np.uint8:
+        low = tiles.min((1, 2, 3), keepdims=True)
+        tiles = 255 * (tiles - low) / np.maximum(tiles.max((1, 2, 3), keepdims=True) - low, 1e-6)
+    y0 = np.arange(len(rows)) * (SIZE + 3)
+    x0 = np.arange(len(columns)) * (SIZE + 3) + 6 * (np.arange(len(columns)) // group) * (group > 1)
+
+    def joined(parts: np.ndarray, between: float) -> np.ndarray:
+        mosaic = np.full((y0[-1] + SIZE, x0[-1] + SIZE), between)
+        for i, j in np.ndindex(len(rows), len(columns)):
+            mosaic[y0[i]: y0[i] + SIZE, x0[j]: x0[j] + SIZE] = parts[i, j]
+        return mosaic
+
+    mosaic = joined(tiles, 255.0)
+    figure, axis = plt.subplots(figsize=(mosaic.shape[1] / SIZE * zoom + 0.3 + 0.09 * max(map(len, rows)), mosaic.shape[0] / SIZE * zoom + 0.8))
+    axis.imshow(mosaic, cmap="gray", vmin=0, vmax=255)
+    axis.set_yticks(y0 + SIZE / 2, rows)
+    axis.set_xticks(x0 + SIZE / 2, columns, fontsize=9)
+    axis.tick_params(length=0, labeltop=True, labelbottom=False)
+    axis.grid(False)
+    axis.spines[:].set_visible(False)
+    if points is not None:
+        regions = region_masks(points.reshape(-1, 68, 2), tuple(REGION_COLOURS))  # (R*C, 7, 48, 48)
+        for r, colour in reversed([*enumerate(REGION_COLOURS.values())]):  # small ones on top
+            area = joined(regions[:, r].reshape(tiles.shape), 0.0)
+            axis.contourf(area, [0.5, 1], colors=[colour], alpha=0.15)
+            axis.contour(area, [0.5], colors=[colour], linewidths=1.2)
+        handles = [Patch(color=colour, label=f"{name} {100 * share:.0f} %") for (name, colour), share in
+                   zip(REGION_COLOURS.items(), regions.mean((0, 2, 3)))]
+        axis.legend(handles=handles, loc="upper left", bbox_to_anchor=(0, 0), ncols=min(len(columns), len(handles)), fontsize=9, columnspacing=1,
+                    handlelength=1)
+    return _headline(figure, title)
+
+
+def landmark_template(face: np.ndarray, points: np.ndarray, covered: np.ndarray) -> Figure:
+    """Left: the template's 68 points and the median of these faces' `points` [N, 68, 2] on their mean face [48, 48]. Right: the share of faces
+    `covered` [48, 48] by a mask at each pixel."""
+    median = np.median(points, 0)
+    gap = np.hypot(*(median - TEMPLATE).T).mean()
+    figure, axes = plt.subplots(1, 2, figsize=(10, 4.8))
+    axes[0].imshow(face, cmap="gray")
+    axes[0].plot(*median.T, "o", color="#56B4E9", markersize=5, label="median of these faces")
+    axes[0].plot(*TEMPLATE.T, "x", color="#FF5A36", markersize=5, label="template")
+    axes[0].legend(loc="upper center", bbox_to_anchor=(0.5, 0), ncols=2, fontsize=9)
+    image = axes[1].imshow(covered, cmap="viridis", vmin=0, vmax=1)
+    axes[1].contour(covered, [0.5], colors="white", linewidths=1.5)
+    axes[1].plot(*TEMPLATE[17:].T, ".", color="#FF5A36", markersize=4)
+    figure.colorbar(image, ax=axes[1], format=matplotlib.ticker.PercentFormatter(1.0), label="faces masked here (white line: half of them)")
+    for axis in axes:
+        axis.set(xlim=(-0.5, SIZE - 0.5), ylim=(SIZE - 0.5, -0.5), xticks=[], yticks=[])
+        axis.grid(False)
+    return _headline(figure, f"The template lies {gap:.1f} px from the median of these faces; a mask covers {100 * covered.mean():.0f} % of "
+                             "the picture")
+
+
+def truth(frame: pd.DataFrame) -> Figure:
+    """Recall that a classifier on the action units loses when a region goes neutral, in points. `frame` is 01_truth."""
+    table = 100 * frame.pivot(index="emotion", columns="region", values="loss").loc[list(EMOTIONS), frame["region"].unique()]
+    figure, axis = plt.subplots(figsize=(7.5, 4.2))
+    top = table.abs().max(axis=None)
+    sns.heatmap(table, ax=axis, cmap="RdBu_r", vmin=-top, vmax=top, annot=True, fmt=".0f", cbar_kws={"label": "recall lost, points"})
+    axis.set(xlabel="region whose action units go neutral", ylabel="")
+    leading = table.loc[[emotion for emotion in EMOTIONS if emotion != "neutral"]].idxmax(axis=1)
+    needs = "; ".join(f"{region}: {', '.join(leading.index[leading == region])}" for region in table.columns if (leading == region).any())
+    return _headline(figure, f"The region each emotion needs most\n{needs}")
+
+
+def _headline(figure: Figure, title: str) -> Figure:
+    figure.suptitle(title, fontweight="bold", fontsize=12, x=0.01, ha="left")
+    return figure
+
+
+# ------------------------------------------------------------------------------------------------------------------- 02 baselines
+
+def _bars(axis, x, values, low, high, width, **settings) -> None:
+    """Bars with their interval as a thin line; a missing interval draws none."""
+    axis.bar(x, values, width, **settings)
+    error = np.abs(np.array([np.asarray(values) - low, np.asarray(high) - values]))
+    axis.errorbar(x, values, yerr=np.nan_to_num(error), fmt="none", ecolor="#222222", elinewidth=1, capsize=2)
+
+
+def model_scores(frame: pd.DataFrame) -> Figure:
+    """Bars of macro accuracy a network, on all and on clean test faces, with intervals; a diamond where the paper published a number.
+    `frame` is 02_table2_1."""
+    models = [m for m in MODEL_NAMES if m in set(frame["model"])]
+    figure, axis = plt.subplots(figsize=(8.5, 4))
+    for i, (faces, alpha) in enumerate((("all", 1.0), ("clean", 0.55))):
+        mean = frame[frame["faces"] == faces].groupby("model").mean(numeric_only=True).loc[models]
+        _bars(axis, np.arange(len(models)) + 0.2 * (2 * i - 1), mean["macro_accuracy"], mean["macro_accuracy_low"], mean["macro_accuracy_high"],
+              0.38, color=[MODEL_COLOURS[m] for m in models], alpha=alpha)
+    paper = frame.groupby("model")["published_macro_accuracy"].first().loc[models]
+    axis.plot(np.arange(len(models)), paper, "D", color=SCHEME_COLOURS["published"], markeredgecolor="white", markersize=8, label="published (full size)")
+    axis.set_xticks(range(len(models)), [MODEL_NAMES[m] for m in models])
+    axis.set_ylabel("macro accuracy, test split")
+    percent(axis.yaxis)
+    axis.grid(axis="x", visible=False)
+    axis.legend(loc="upper left", bbox_to_anchor=(1, 1))
+    best = frame[frame["faces"] == "all"].groupby("model")["macro_accuracy"].mean()
+    axis.set_title(f"{MODEL_NAMES[best.idxmax()]} leads with {best.max():.1%} (dark: all faces, light: clean ones)")
+    return figure
+
+
+def learning_curves(runs: dict) -> Figure:
+    """Validation accuracy an epoch of every network; solid trained on unmasked, dashed on masked faces. `runs`: {"<model> <variant>": runs}."""
+    figure, axis = plt.subplots(figsize=(8.5, 4))
+    for name, several in runs.items():
+        model, variant = name.split(" ")
+        for run in several:
+            axis.plot(run.history["epoch"], run.history["val_accuracy"], color=MODEL_COLOURS[model], lw=1.8,
+                      ls="-" if variant == "unmasked" else "--", label=f"{MODEL_NAMES[model]}, {variant}" if run is several[0] else None)
+    axis.set(xlabel="epoch", ylabel="validation accuracy (single view)", title="Learning curves, each on the faces it is trained on")
+    axis.xaxis.set_major_locator(matplotlib.ticker.MaxNLocator(integer=True))
+    percent(axis.yaxis)
+    axis.legend(loc="upper left", bbox_to_anchor=(1, 1))
+    return figure
+
+
+def confusion_matrices(frame: pd.DataFrame) -> Figure:
+    """One matrix a network: of each label's faces, the percentage that gets each prediction (mean over seeds). `frame` is 02_confusion."""
+    models = [m for m in MODEL_NAMES if m in set(frame["model"])]
+    columns = 3
+    rows = -(-len(models) // columns)
+    figure, axes = plt.subplots(rows, columns, figsize=(4.1 * columns, 3.9 * rows), squeeze=False)
+    for axis, model in zip(axes.flat, models):
+        table = frame[frame["model"] == model].pivot_table(values="share", index="label", columns="prediction").loc[list(EMOTIONS), list(EMOTIONS)]
+        sns.heatmap(100 * table, ax=axis, cmap="Blues", vmin=0, vmax=100, annot=True, fmt=".0f", annot_kws={"size": 8}, cbar=False, square=True)
+        axis.set(title=MODEL_NAMES[model], xlabel="prediction", ylabel="label" if axis in axes[:, 0] else "")
+        axis.tick_params(labelsize=8)
+        axis.set_xticklabels(axis.get_xticklabels(), rotation=45, ha="right")
+    for axis in axes.flat[len(models):]:
+        axis.set_visible(False)
+    figure.suptitle("Where networks err: percent of each label's test faces", fontweight="bold", x=0.01, ha="left")
+    return figure
+
+
+def mask_changes(frame: pd.DataFrame) -> Figure:
+    """Change of recall from train and test on unmasked faces, in points, a panel for each other cell of the train x test matrix; a diamond
+    is the draft's value (train unmasked, test masked). `frame` is 02_table1."""
+    cells = [("unmasked", "masked"), ("masked", "masked"), ("masked", "unmasked")]
+    models = [m for m in MODEL_NAMES if m in set(frame["model"])]
+    figure, axes = plt.subplots(len(cells), 1, figsize=(10, 9), sharex=True, sharey=True)
+    width = 0.8 / len(models)
+    for axis, (train, test) in zip(axes, cells):
+        part = frame[(frame["train"] == train) & (frame["test"] == test)]
+        for i, model in enumerate(models):
+            mean = part[part["model"] == model].groupby("emotion").mean(numeric_only=True).loc[list(EMOTIONS)]
+            x = np.arange(len(EMOTIONS)) + (i - (len(models) - 1) / 2) * width
+            _bars(axis, x, mean["change"], mean["low"], mean["high"], width, color=MODEL_COLOURS[model], label=MODEL_NAMES[model])
+            if (train, test) == cells[0]:
+                axis.plot(x, mean["draft"], "D", color=SCHEME_COLOURS["published"], markeredgecolor="#333333", markersize=5,
+                          label="paper's draft" if model == models[-1] else None)
+        overall = part["change"].mean()
+        axis.set_title(f"trained on {train}, tested on {test} faces: {100 * overall:+.0f} points on average")
+        axis.axhline(0, color="#333333", lw=0.8)
+        axis.set_ylabel("change of recall, points")
+        points(axis.yaxis)
+        axis.grid(axis="x", visible=False)
+    axes[-1].set_xticks(range(len(EMOTIONS)), EMOTIONS)
+    axes[0].legend(loc="upper left", bbox_to_anchor=(1, 1))
+    return figure
+
+
+# ------------------------------------------------------------------------------------------------------------------- 03 attention
+
+def face_maps(maps: np.ndarray, rows: list[str], columns: list[str], title: str, cmap: str = "viridis", vmin: float | None = None,
+              vmax: float | None = None, under: np.ndarray | None = None, label: str = "") -> Figure:
+    """A grid of 48x48 maps [R, C, 48, 48] on one scale, with row and column labels; `under` [R, C, 48, 48] lies beneath as grey faces."""
+    figure, axes = plt.subplots(len(rows), len(columns), figsize=(1.35 * len(columns) + 1.4, 1.35 * len(rows) + 0.8), squeeze=False)
+    vmin, vmax = np.nanmin(maps) if vmin is None else vmin, np.nanmax(maps) if vmax is None else vmax
+    for i, j in np.ndindex(len(rows), len(columns)):
+        axis = axes[i, j]
+        if under is not None:
+            axis.imshow(under[i, j], cmap="gray")
+        image = axis.imshow(maps[i, j], cmap=cmap, vmin=vmin, vmax=vmax, alpha=None if under is None else 0.6)
+        axis.set_xticks([])
+        axis.set_yticks([])
+        axis.grid(False)
+        if i == 0:
+            axis.set_title(columns[j], fontsize=10, fontweight="normal", loc="center")
+        if j == 0:
+            axis.set_ylabel(rows[i], fontsize=10, rotation=0, ha="right", va="center")
+    if cmap != "gray":
+        figure.colorbar(image, ax=axes, shrink=0.8, label=label)
+    figure.suptitle(title, fontweight="bold", fontsize=12, x=0.01, ha="left")
+    return figure
+
+
+def gate_kernels(kernels: dict[str, np.ndarray]) -> Figure:
+    """The input gate's 7x7 filter: the sum of its two channels, which see the same picture. {label: [2, 7, 7]}."""
+    figure, axes = plt.subplots(1, len(kernels), figsize=(3.2 * len(kernels) + 0.6, 3), squeeze=False)
+    top = max(np.abs(k.sum(0)).max() for k in kernels.values())
+    for axis, (label, kernel) in zip(axes[0], kernels.items()):
+        image = axis.imshow(kernel.sum(0), cmap="RdBu_r", vmin=-top, vmax=top)
+        axis.set(title=label, xticks=[], yticks=[])
+        axis.grid(False)
+    figure.colorbar(image, ax=axes, label="weight on the pixel")
+    return figure
+
+
+# ---------------------------------------------------------------------------------------------------------------- 04 cluster sweep
+
+def accuracy_by_clusters(frame: pd.DataFrame) -> Figure:
+    """Macro accuracy over K, `clean` and `views`, with intervals, beside the published curve; the baseline as a band. `frame` is the table 04."""
+    figure, axis = plt.subplots(figsize=(8.5, 4.2))
+    all_ = frame[frame["faces"] == "all"]
+    for evaluation, colour, shift in (("clean", "#0072B2", -0.06), ("views", "#009E73", 0.06)):
+        part = all_[all_["arm"].str.startswith("K=") & (all_["evaluation"] == evaluation)].groupby("n_clusters").mean(numeric_only=True)
+        axis.errorbar(part.index + shift, part["macro_accuracy"], yerr=[part["macro_accuracy"] - part["macro_accuracy_low"],
+                      part["macro_accuracy_high"] - part["macro_accuracy"]], fmt="o-", color=colour, capsize=2, label=f"scheme, {evaluation}")
+    paper = frame.dropna(subset="published_macro_accuracy").groupby("n_clusters")["published_macro_accuracy"].first()
+    axis.plot(paper.index, paper, "D--", color=SCHEME_COLOURS["published"], label="published, VGG16")
+    base = all_[all_["arm"] == "baseline"].mean(numeric_only=True)
+    axis.axhline(base["macro_accuracy"], color="#777777", label="baseline")
+    axis.axhspan(base["macro_accuracy_low"], base["macro_accuracy_high"], color="#777777", alpha=0.15, lw=0)
+    axis.set(xlabel="number of clusters K", ylabel="macro accuracy, test split")
+    axis.xaxis.set_major_locator(matplotlib.ticker.MaxNLocator(integer=True))
+    percent(axis.yaxis)
+    axis.legend(loc="upper left", bbox_to_anchor=(1, 1))
+    clean = all_[all_["arm"].str.startswith("K=") & (all_["evaluation"] == "clean")].groupby("n_clusters")["macro_accuracy"].mean()
+    axis.set_title(f"K = {int(clean.idxmax())} is highest here ({clean.max():.1%}); bars and band: 95 % over the test faces")
+    return figure
+
+
+def arms(frame: pd.DataFrame, baseline: str = "baseline") -> Figure:
+    """Macro accuracy of each arm, `clean` and `views`, as points with intervals; the baseline's interval as a band."""
+    all_ = frame[frame["faces"] == "all"]
+    names = list(dict.fromkeys(all_["arm"]))
+    figure, axis = plt.subplots(figsize=(8.5, 0.36 * len(names) + 1.4))
+    for evaluation, colour, shift in (("clean", "#0072B2", -0.13), ("views", "#009E73", 0.13)):
+        part = all_[all_["evaluation"] == evaluation].groupby("arm").mean(numeric_only=True).reindex(names)
+        axis.errorbar(part["macro_accuracy"], np.arange(len(names)) + shift, fmt="o", color=colour, capsize=2, label=evaluation,
+                      xerr=[part["macro_accuracy"] - part["macro_accuracy_low"], part["macro_accuracy_high"] - part["macro_accuracy"]])
+    base = all_[(all_["arm"] == baseline) & (all_["evaluation"] == "clean")].mean(numeric_only=True)
+    axis.axvspan(base["macro_accuracy_low"], base["macro_accuracy_high"], color="#777777", alpha=0.15, lw=0)
+    axis.set_yticks(range(len(names)), names)
+    axis.invert_yaxis()
+    clean = all_[all_["evaluation"] == "clean"].groupby("arm")["macro_accuracy"].mean()
+    axis.set_title(f"Highest on whole faces: {clean.idxmax()} ({clean.max():.1%})")
+    axis.set_xlabel("macro accuracy, test split (95 % over the faces; band: the baseline's)")
+    percent(axis.xaxis)
+    axis.legend(loc="upper left", bbox_to_anchor=(1, 1), title="evaluated on")
+    return figure
+
+
+def partition_maps(parts: dict[str, np.ndarray], face: np.ndarray, title: str) -> Figure:
+    """Partitions uint8 [48, 48] in colour over a grey face [48, 48], one panel each, clusters numbered from the top."""
+    columns = min(6, len(parts))
+    rows = -(-len(parts) // columns)
+    figure, axes = plt.subplots(rows, columns, figsize=(1.9 * columns + 0.4, 2.1 * rows + 0.5), squeeze=False)
+    for axis, (name, part) in zip(axes.flat, parts.items()):
+        axis.imshow(face, cmap="gray")
+        axis.imshow(part, cmap="Set2", vmin=0, vmax=7, alpha=0.55, interpolation="nearest")
+        axis.set_title(name, fontsize=10, fontweight="normal", loc="center")
+    for axis in axes.flat:
+        axis.set_axis_off()
+    figure.suptitle(title, fontweight="bold", fontsize=12, x=0.01, ha="left")
+    return figure
+
+
+# ---------------------------------------------------------------------------------------------------------------------- 05 perturb
+
+def scheme_gains(frame: pd.DataFrame) -> Figure:
+    """Gain of the scheme over its baseline in macro accuracy, same evaluation, with intervals, beside the published gain. `frame` is 05_table2_2."""
+    gains = frame.dropna(subset="gain")
+    models = list(dict.fromkeys(gains["model"]))
+    figure, axis = plt.subplots(figsize=(8, 3.6))
+    for evaluation, colour, shift in (("clean", "#0072B2", -0.12), ("views", "#009E73", 0.12)):
+        part = gains[gains["evaluation"] == evaluation].groupby("model").mean(numeric_only=True).loc[models]
+        axis.errorbar(np.arange(len(models)) + shift, part["gain"], yerr=[part["gain"] - part["gain_low"], part["gain_high"] - part["gain"]],
+                      fmt="o", color=colour, capsize=3, label=evaluation)
+    clean = frame[(frame["evaluation"] == "clean") & (frame["faces"] == "all")]
+    wide = clean.groupby(["model", "scheme"])["published_macro_accuracy"].first().unstack()
+    axis.plot(range(len(models)), (wide["perturb"] - wide["baseline"]).loc[models], "D", color=SCHEME_COLOURS["published"], label="published")
+    axis.axhline(0, color="#333333", lw=0.8)
+    axis.set_xticks(range(len(models)), [MODEL_NAMES[m] for m in models])
+    axis.set_xlim(-0.6, len(models) - 0.4)
+    axis.set_ylabel("gain in macro accuracy, points")
+    points(axis.yaxis)
+    axis.grid(axis="x", visible=False)
+    axis.legend(loc="upper left", bbox_to_anchor=(1, 1))
+    above = int((gains[gains["evaluation"] == "clean"].groupby("model")["gain_low"].mean() > 0).sum())
+    axis.set_title(f"The scheme gains beyond the faces' interval: {above} of {len(models)} networks (clean)")
+    return figure
+
+
+def emotion_changes(frame: pd.DataFrame) -> Figure:
+    """Change of each emotion's recall, perturb minus baseline, a panel a network, beside the published change. `frame` is 05_table3."""
+    part = frame[frame["evaluation"] == "clean"]
+    models = list(dict.fromkeys(part["model"]))
+    figure, axes = plt.subplots(1, len(models), figsize=(4.2 * len(models) + 1, 3.8), sharey=True, squeeze=False)
+    for axis, model in zip(axes[0], models):
+        mean = part[part["model"] == model].groupby("emotion").mean(numeric_only=True).loc[list(EMOTIONS)]
+        _bars(axis, np.arange(7), mean["change"], mean["low"], mean["high"], 0.7, color=[EMOTION_COLOURS[e] for e in EMOTIONS])
+        axis.plot(range(7), mean["published"], "D", color="white", markeredgecolor="#333333", label="published")
+        axis.set_xticks(range(7), EMOTIONS, rotation=45, ha="right")
+        axis.set_title(MODEL_NAMES[model])
+        axis.axhline(0, color="#333333", lw=0.8)
+        axis.grid(axis="x", visible=False)
+    axes[0, 0].set_ylabel("change of recall, points")
+    points(axes[0, 0].yaxis)
+    axes[0, -1].legend(loc="upper left", bbox_to_anchor=(1, 1))
+    return figure
+
+
+def scheme_diagram(face: np.ndarray, attention: np.ndarray, parts: np.ndarray, views: list[np.ndarray]) -> Figure:
+    """The paper's Figure 2 from the code's own stages: a face [48, 48], its attention, its clusters, and the K+1 views of it."""
+    panels = [(face, "gray"), (attention, "viridis"), (parts, "Set2")] + [(view, "gray") for view in views]
+    names = ["face", "1  attention of\nthe frozen gate", "2  clusters of\n(λx, λy, αS)"]
+    names += [f"3  without\ncluster {i + 1}" for i in range(len(views) - 1)] + ["3  whole"]
+    figure, axes = plt.subplots(1, len(panels), figsize=(1.75 * len(panels), 2.5))
+    for axis, (image, cmap), name in zip(axes, panels, names):
+        axis.imshow(image, cmap=cmap, interpolation="nearest" if cmap == "Set2" else None, vmin=0 if cmap in ("gray", "Set2") else None,
+                    vmax={"gray": 255, "Set2": 7}.get(cmap))
+        axis.set_title(name, fontsize=9, fontweight="normal", loc="center")
+        axis.set_axis_off()
+    for a, b in ((0, 1), (1, 2), (2, 3)):
+        axes[b].annotate("", xy=(-0.02, 0.5), xytext=(-0.22, 0.5), xycoords="axes fraction",
+                         arrowprops={"arrowstyle": "-|>", "color": "#444444", "lw": 1.5})
+    figure.suptitle("The Perturb Scheme, drawn from its own stages", fontweight="bold", fontsize=12, x=0.01, y=1.1, ha="left")
+    return figure
+
+
+def attention_on_faces(runs: dict, images: np.ndarray, scaling: tuple[float, float]) -> Figure:
+    """Attention of each placement's first run on single faces uint8 [n, 48, 48], each map on its own scale; needs the weights."""
+    import torch
+
+    from .augment import standardise, to_float
+
+    x = standardise(to_float(torch.as_tensor(np.ascontiguousarray(images))), scaling)
+    known = {name: several[0] for name, several in runs.items() if several[0].has_weights}
+    stack = [images / 255.0]
+    for run in known.values():
+        maps = run.model().attention_maps(x).numpy()
+        low, high = maps.min((1, 2), keepdims=True), maps.max((1, 2), keepdims=True)
+        stack.append((maps - low) / np.maximum(high - low, 1e-9))
+    return face_maps(np.stack(stack), ["face", *known], list(EMOTIONS), "Attention on single faces, each map scaled to 0..1", "gray")
