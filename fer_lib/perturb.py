@@ -47,7 +47,8 @@ def _attention(attention, intensity, perturb, seed):
 
 
 def _rolled(attention, intensity, perturb, seed):
-    """C5: the maps rolled to a random place and turned by a multiple of 90 degrees: as smooth, elsewhere."""
+    """C5: the maps rolled to a random place and turned by a multiple of 90 degrees: as smooth, elsewhere;
+    the clusters' areas are its own."""
     draw = torch.randint(0, attention.shape[-1], (3,), generator=torch.Generator().manual_seed(seed)).tolist()
     attention, intensity = (m.roll(draw[:2], (1, 2)).rot90(draw[2] % 4, (1, 2)) for m in (attention, intensity))
     return _attention(attention, intensity, perturb, seed)
@@ -77,7 +78,7 @@ def _cuts(attention, intensity, perturb, seed):
 
 
 def _rectangles(attention, intensity, perturb, seed):
-    """C2: a rectangle of each cluster's area at a random place (random erasing); where two overlap, the later one holds the pixel."""
+    """C2: a rectangle of each cluster's area at a random place (random erasing); two may overlap."""
     areas = _areas(_attention(attention, intensity, perturb, 0), perturb.n_clusters)
     generator = torch.Generator().manual_seed(seed)
     masks = torch.zeros(len(areas), 48, 48, dtype=torch.bool)

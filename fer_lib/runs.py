@@ -259,7 +259,7 @@ def execute(spec: RunSpec, data: Dataset, store: Store, measures: dict[str, Meas
     else:
         views = _views(spec, data, store, device)
         if finished is not None:
-            log.warning("%s is stored without weights: it is trained again to measure what is missing.", spec.key)
+            log.warning("%s is stored without its weights, which are needed: it is trained again.", spec.key)
         model, history = _trained(spec, data, store, views, device)
     work = store.training / spec.key
     work.mkdir(parents=True, exist_ok=True)
@@ -321,11 +321,6 @@ def _parent(spec: RunSpec, data, store, device) -> Network:
     if run is None or not run.has_weights:
         execute(spec, data, store, device=device)
         run = store.get(spec)
-    if not run.has_weights:
-        log.warning("The parent %s is stored without weights: it is trained again.", spec.key)
-        model, _ = _trained(spec, data, store, _views(spec, data, store, device), device)
-        save_file({name: value.cpu().contiguous() for name, value in model.state_dict().items()}, run.path / "weights.safetensors")
-        shutil.rmtree(store.training / spec.key, ignore_errors=True)
     return run.model(device)
 
 
