@@ -5,12 +5,14 @@
 import numpy as np
 import pandas as pd
 import torch
+from scipy.special import softmax
 
+from . import synthetic
 from .augment import standardise, to_float
 from .dataset import Dataset
 from .faces import EMOTIONS
 from .landmarks import HOW, REGIONS
-from .saliency import (FEATURES, KINDS, ablation_frame, align, attribute, cam_layer, cascade_randomise, compare_orders, curve_frame,
+from .saliency import (FEATURES, KINDS, RegionAblation, ablation_frame, align, attribute, cam_layer, cascade_randomise, compare_orders, curve_frame,
                        join_regions, mass_frame, mean_maps, region_ablation)
 
 
@@ -47,9 +49,9 @@ MEASURES = {"attention": attention}
 # -------------------------------------------------------------------------------------------------------------------- 06 saliency
 
 METHODS = ("saliency", "integrated_gradients", "smoothgrad", "guided_backprop", "grad_cam", "occlusion")
-SETTINGS = {"n_steps": 8, "window": 8, "stride": 6}  # of the mean maps: a quarter of the usual steps, averaged over many faces
-# One face an emotion for so many test rows: of FER2013's 3,589 that is 71, 20, 7 and 2 faces (disgust has 38 clean rows).
-REGION_ROWS, MAP_ROWS, CURVE_ROWS, CASCADE_ROWS = 50, 176, 500, 1500
+SETTINGS = {"integrated_gradients": {"n_steps": 16}, "smoothgrad": {"n_steps": 8}, "occlusion": {"window": 8, "stride": 6}}  # averaged over faces
+# One face an emotion for so many test rows: of FER2013's 3,589 that is 51, 20, 7 and 2 faces (disgust has 38 clean rows).
+REGION_ROWS, MAP_ROWS, CURVE_ROWS, CASCADE_ROWS = 70, 176, 500, 1500
 SHARE_REGIONS = {**FEATURES, **{name: (name,) for name in ("brows", "eyes", "background")}}
 CURVE_METHODS = ("integrated_gradients", "grad_cam", "occlusion")
 CASCADE_METHODS = ("saliency", "guided_backprop", "grad_cam")
@@ -100,19 +102,36 @@ def unpack(name: str, arrays: dict[str, np.ndarray], keys: tuple[str, ...]) -> p
 def regions(model, spec, data: Dataset) -> dict[str, np.ndarray]:
     """The primary endpoint: what fixed test faces lose when a region goes, and when the same mask goes to a random place.
 
-    Packed `ablation_frame`s by emotion and region: `unmasked_mean` (filled with the visible pixels' mean grey), `unmasked_blur`
-    (brows+eyes, nose and mouth only), and for a network trained on masked faces `masked_mean`, the same of its own kind of face.
+    Packed `ablation_frame`s by emotion and region: `unmasked_mean` (filled with the visible pixels' mean grey), `unmasked_blur`,
+    for a network trained on masked faces `masked_mean`, the same of its own kind of face, and for synthetic data `unmasked_neutral`.
     """
     device = next(model.parameters()).device
     index = fixed_faces(data, REGION_ROWS)
     found, names = join_regions(data.regions(index), REGIONS, {**FEATURES, **{name: (name,) for name in REGIONS}})  # FEATURES first
     arrays = {}
-    for variant, fill, some in (("unmasked", "mean", names), ("unmasked", "blur", tuple(FEATURES)), ("masked", "mean", names)):
+    for variant, fill in (("unmasked", "mean"), ("unmasked", "blur"), ("masked", "mean")):
         if variant in ("unmasked", spec.variant):
             images = torch.as_tensor(np.ascontiguousarray(data.images(variant)[index])).to(device)
-            result = region_ablation(model, images, data.faces.labels[index].astype(np.int64), found[:, :len(some)], fill, data.scaling, 1)
-            arrays |= pack(f"{variant}_{fill}", ablation_frame(result, some), ("emotion", "region"))
+            result = region_ablation(model, images, data.faces.labels[index].astype(np.int64), found, fill, data.scaling, 1)
+            arrays |= pack(f"{variant}_{fill}", ablation_frame(result, names), ("emotion", "region"))
+    if data.synthetic is not None:
+        arrays |= pack("unmasked_neutral", ablation_frame(_neutral(model, data, index), synthetic.REGIONS), ("emotion", "region"))
     return arrays
+
+
+@torch.no_grad()
+def _neutral(model, data: Dataset, index: np.ndarray) -> RegionAblation:
+    """What a network loses when synthetic faces are drawn again with the action units of one region at rest: nothing is hidden, and
+    nothing else in the picture changes, so the control is the intact face. Says which regions the network really uses."""
+    device = next(model.parameters()).device
+    labels, units = data.faces.labels[index].astype(np.int64), data.synthetic.action_units[index]
+    drawn = [units] + [units * (1 - synthetic.region_share(name)) for name in synthetic.REGIONS]
+    logits = [model(standardise(to_float(torch.as_tensor(synthetic.draw_faces(u.astype(np.float32))[0]).to(device)), data.scaling)).cpu().numpy()
+              for u in drawn]
+    p = np.stack([softmax(one, 1)[np.arange(len(labels)), labels] for one in logits], 1)  # [n, 1 + R]
+    right = np.stack([one.argmax(1) == labels for one in logits], 1).astype(np.float32)
+    intact = [np.repeat(values[:, :1], len(synthetic.REGIONS), 1) for values in (p, right)]
+    return RegionAblation(labels, p[:, 0], p[:, 1:], intact[0], right[:, 0], right[:, 1:], intact[1])
 
 
 def saliency(model, spec, data: Dataset) -> dict[str, np.ndarray]:
@@ -136,7 +155,7 @@ def saliency(model, spec, data: Dataset) -> dict[str, np.ndarray]:
     plain = {name: attribute(None, x, labels, name) for name in ("edge_map", "centre_prior")}
     found, means, shares = {}, [], []
     for method in METHODS:
-        settings = {**SETTINGS, "layer": layer if method == "grad_cam" else None}
+        settings = {"grad_cam": {"layer": layer}, **SETTINGS}.get(method, {})
         found[method] = attribute(model, x, labels, method, **settings)
         blank = {"untrained": attribute(untrained, x, labels, method, **settings)}
         shares.append(mass_frame(found[method], blank | plain, masks, names, labels).assign(method=method))
@@ -146,7 +165,7 @@ def saliency(model, spec, data: Dataset) -> dict[str, np.ndarray]:
     curves = compare_orders(model, x[some], labels[some], {name: found[name][some] for name in CURVE_METHODS})
     few = np.isin(index, fixed_faces(data, CASCADE_ROWS))
     cascade = [cascade_randomise(model, x[few], labels[few], method, stages=3)["rank_absolute"] for method in CASCADE_METHODS]
-    _, gap = attribute(model, x[few], labels[few], "integrated_gradients", **SETTINGS, return_gap=True)
+    _, gap = attribute(model, x[few], labels[few], "integrated_gradients", **SETTINGS["integrated_gradients"], return_gap=True)
     rise = found["integrated_gradients"][few].sum((1, 2)) - gap
     own = {key: curve / curve[:, 0 if key[1] == "deletion" else -1].mean() for key, curve in curves.items()}
     sources = tuple(dict.fromkeys(name for name, _ in curves))

@@ -477,3 +477,218 @@ def attention_on_faces(runs: dict, images: np.ndarray, scaling: tuple[float, flo
         low, high = maps.min((1, 2), keepdims=True), maps.max((1, 2), keepdims=True)
         stack.append((maps - low) / np.maximum(high - low, 1e-9))
     return face_maps(np.stack(stack), ["face", *known], list(EMOTIONS), "Attention on single faces, each map scaled to 0..1", "gray")
+
+
+# -------------------------------------------------------------------------------------------------------------------- 06 saliency
+
+METHOD_NAMES = {"saliency": "gradient", "integrated_gradients": "integrated gradients", "smoothgrad": "SmoothGrad",
+                "guided_backprop": "guided backprop (no evidence)", "grad_cam": "Grad-CAM", "occlusion": "occlusion"}
+REFERENCE_COLOURS = {"untrained": "#D55E00", "edge_map": "#0072B2", "centre_prior": "#7F7F7F", "random_order": "#BBBBBB"}
+
+
+def region_heatmaps(frame: pd.DataFrame, title: str) -> Figure:
+    """Emotion x region of one run or the mean over runs: what hiding the region costs, what the same mask elsewhere costs, and the
+    difference, on one scale. `frame` is part of 06_region_ablation; a dot marks a difference whose interval over faces excludes 0."""
+    rows = ["all", *EMOTIONS]
+    panels = (("drop_p", "region hidden"), ("control_p", "same mask, random place"), ("difference_p", "difference"))
+    mean = frame.groupby(["emotion", "region"], sort=False).mean(numeric_only=True)
+    order = list(dict.fromkeys(frame["region"]))
+    reach = 100 * float(np.nanmax(np.abs(mean[[name for name, _ in panels]].to_numpy())))
+    figure, axes = plt.subplots(1, 3, figsize=(15.5, 4.4), sharey=True)
+    for axis, (column, name) in zip(axes, panels):
+        values = 100 * mean[column].unstack().reindex(rows)[order]
+        text = values.map(lambda value: "" if np.isnan(value) else f"{round(value) + 0:.0f}")
+        if column == "difference_p":
+            sure = (mean["difference_p_low"] * mean["difference_p_high"] > 0).unstack().reindex(rows)[order]
+            text = text + sure.map(lambda yes: "\u2022" if yes else "")
+        sns.heatmap(values, ax=axis, cmap="RdBu_r", vmin=-reach, vmax=reach, annot=text, fmt="", annot_kws={"fontsize": 8.5}, linewidths=0.5,
+                    cbar=axis is axes[-1], cbar_kws={"label": "points of p(label) lost"})
+        axis.set(xlabel="", ylabel="")
+        axis.set_title(name, fontweight="normal")
+        axis.set_xticks(np.arange(len(order)) + 0.5, [r.replace("_", " ") for r in order], rotation=45, ha="right")
+        axis.axhline(1, color="#333333", lw=1)
+        axis.axvline(3, color="#333333", lw=1)
+        axis.tick_params(left=False, bottom=False)
+    return _headline(figure, title)
+
+
+def region_models(frame: pd.DataFrame, title: str, emotions: tuple[str, ...] = ("all", *EMOTIONS)) -> Figure:
+    """Drop minus control of the three main regions (colour) for every network and kind of training (rows), a panel an emotion, with
+    intervals over faces. `frame` is part of 06_region_ablation."""
+    colours = {"brows+eyes": REGION_COLOURS["eyes"], "nose": "#B8A000", "mouth": REGION_COLOURS["mouth"]}
+    arms = list(dict.fromkeys(zip(frame["model"], frame["train"], frame["scheme"])))
+    arms.sort(key=lambda arm: (list(MODEL_NAMES).index(arm[0]), arm[1] == "masked", arm[2]))
+    figure, axes = plt.subplots(2, -(-len(emotions) // 2), figsize=(15, 1.6 + 0.5 * len(arms)), sharex=True, sharey=True)
+    for axis, emotion in zip(axes.flat, emotions):
+        for i, (region, colour) in enumerate(colours.items()):
+            part = frame[(frame["emotion"] == emotion) & (frame["region"] == region)].groupby(["model", "train", "scheme"]).mean(numeric_only=True)
+            part = part.reindex(pd.MultiIndex.from_tuples(arms))
+            error = np.abs(np.array([part["difference_p"] - part["difference_p_low"], part["difference_p_high"] - part["difference_p"]]))
+            axis.errorbar(part["difference_p"], np.arange(len(arms)) + 0.22 * (i - 1), xerr=error, fmt="o", color=colour, markersize=4.5,
+                          elinewidth=1.2, label=region)
+        axis.axvline(0, color="#333333", lw=0.8)
+        axis.set_title(emotion)
+        axis.grid(axis="y", visible=False)
+        for i in range(1, len(arms)):
+            if arms[i][0] != arms[i - 1][0]:
+                axis.axhline(i - 0.5, color="#dddddd", lw=0.8)
+    names = {"unmasked": "", "masked": ", trained on masks"}
+    for axis in axes[:, 0]:
+        axis.set_yticks(range(len(arms)), [MODEL_NAMES[m] + (", scheme" if s == "perturb" else names[t]) for m, t, s in arms], fontsize=9)
+    axes[0, 0].set_ylim(len(arms) - 0.5, -0.5)
+    for axis in axes[-1]:
+        points(axis.xaxis)
+    axes[-1, 1].set_xlabel("points of p(label) lost when the region is hidden, less the same mask at a random place", x=1.03, fontsize=10)
+    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside right upper", fontsize=10)
+    return _headline(figure, title)
+
+
+def map_grid(rows: dict[str, np.ndarray], faces: np.ndarray, title: str, caption: str, signed: bool = True, columns: tuple[str, ...] = EMOTIONS) -> Figure:
+    """The paper's Figures 1 and 6: maps [C, 48, 48] of each row in colour over grey faces [C, 48, 48] (or [rows, C, 48, 48]), one scale.
+
+    Signed maps from blue (against) to red (for), positive ones from clear to red; strong colour hides the face, none shows it. The
+    scale's end is the 99.5th percentile of all maps shown and stands on the bar, in units of a face's mean absolute attribution.
+    """
+    stack = np.stack(list(rows.values()))  # [R, C, 48, 48]
+    faces = np.broadcast_to(np.asarray(faces, float), stack.shape)
+    reach = float(np.nanpercentile(np.abs(stack), 99.5)) or 1.0
+    cmap = plt.get_cmap("RdBu_r" if signed else "Reds")
+    figure, axes = plt.subplots(len(rows) + 1, stack.shape[1], figsize=(1.45 * stack.shape[1] + 2.6, 1.45 * (len(rows) + 1) + 0.6), squeeze=False)
+    figure.get_layout_engine().set(hspace=0.01, wspace=0.01, h_pad=0.02, w_pad=0.02)
+    for c, axis in enumerate(axes[0]):
+        axis.imshow(faces[0, c], cmap="gray", vmin=0, vmax=255)
+        axis.set_title(columns[c], loc="center", fontsize=11, fontweight="normal")
+    for r in range(len(rows)):
+        for c, axis in enumerate(axes[r + 1]):
+            value = np.nan_to_num(stack[r, c]) / reach
+            strength = np.clip(np.abs(value) if signed else value, 0, 1)[..., None]
+            colour = cmap(np.clip(value / 2 + 0.5 if signed else value, 0, 1))[..., :3]
+            grey = (0.35 + 0.65 * faces[r, c] / 255)[..., None] * np.ones(3)
+            axis.imshow(np.clip((1 - strength ** 0.6) * grey + strength ** 0.6 * colour, 0, 1), interpolation="bilinear")
+    for axis, name in zip(axes[:, 0], ["face", *rows]):
+        axis.set_ylabel(name, rotation=0, ha="right", va="center", fontsize=10)
+    for axis in axes.flat:
+        axis.set(xticks=[], yticks=[])
+        axis.grid(False)
+        for side in axis.spines.values():
+            side.set_visible(False)
+    scale = matplotlib.cm.ScalarMappable(matplotlib.colors.Normalize(-reach if signed else 0, reach), cmap)
+    bar = figure.colorbar(scale, ax=axes[1:, :].ravel().tolist(), shrink=0.75, aspect=25, pad=0.015)
+    bar.set_label("against  \u2190   attribution   \u2192  for" if signed else "attribution", fontsize=9)
+    figure.text(0.01, -0.01, caption, fontsize=9, color="#555555", va="top")
+    return _headline(figure, title)
+
+
+def enrichment(frame: pd.DataFrame, title: str, measure: str = "enrichment") -> Figure:
+    """A measure of each method and region minus that of the untrained net, the edge map and the centre prior, with intervals over faces.
+    `frame` is part of 06_saliency_shares (one run, or the mean over runs is drawn); only what stays above 0 for all three was learnt."""
+    part = frame[(frame["emotion"] == "all") & (frame["measure"] == measure)]
+    names, methods = ["brows+eyes", "nose", "mouth", "background"], [m for m in METHOD_NAMES if m in set(part["method"])]
+    figure, axes = plt.subplots(2, 3, figsize=(13, 6), sharey=True, sharex=True)
+    for axis, method in zip(axes.flat, methods):
+        mean = part[part["method"] == method].groupby("region").mean(numeric_only=True).reindex(names)
+        for i, reference in enumerate(("untrained", "edge_map", "centre_prior")):
+            column = f"minus_{reference}"
+            _bars(axis, np.arange(len(names)) + 0.26 * (i - 1), mean[column], mean[f"{column}_low"], mean[f"{column}_high"], 0.24,
+                  color=REFERENCE_COLOURS[reference], label=f"minus {reference.replace('_', ' ')}")
+        axis.axhline(0, color="#333333", lw=0.8)
+        axis.set_title(METHOD_NAMES[method], fontweight="normal")
+        axis.set_xticks(range(len(names)), names)
+        axis.grid(axis="x", visible=False)
+    for axis in axes[:, 0]:
+        axis.set_ylabel(f"difference in {measure.replace('_', ' ')}")
+    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
+    return _headline(figure, title)
+
+
+def order_curves(curves: np.ndarray, sources: list[str], frame: pd.DataFrame, title: str) -> Figure:
+    """Left and middle: p(label) as pixels leave and enter in each map's order, curves [maps, 2, steps + 1]. Right: areas with intervals.
+    `frame` is the same run's part of 06_curves."""
+    looks = dict(zip(("integrated_gradients", "grad_cam", "occlusion"), ("#009E73", "#CC79A7", "#E69F00")))
+    figure, axes = plt.subplots(1, 3, figsize=(14.5, 4), width_ratios=(1, 1, 1.15))
+    share = np.linspace(0, 1, curves.shape[2])
+    for k, (axis, kind) in enumerate(zip(axes, ("deletion", "insertion"))):
+        for name, curve in zip(sources, curves[:, k]):
+            axis.plot(share, curve, color=looks.get(name, REFERENCE_COLOURS.get(name)), ls="-" if name in looks else "--", lw=1.8)
+        axis.set(title=kind, xlabel="pixels " + ("blurred" if k == 0 else "shown"), ylabel="mean p(label), intact face = 1" if k == 0 else "")
+        percent(axis.xaxis)
+    for k, (kind, marker) in enumerate((("deletion", "v"), ("insertion", "^"))):
+        part = frame[frame["kind"] == kind].set_index("map").loc[sources]
+        y = np.arange(len(sources)) + 0.16 * (2 * k - 1)
+        for i, name in enumerate(sources):
+            axes[2].errorbar(part["area"].iloc[i], y[i], xerr=[[part["area"].iloc[i] - part["area_low"].iloc[i]],
+                             [part["area_high"].iloc[i] - part["area"].iloc[i]]], fmt=marker, color=looks.get(name, REFERENCE_COLOURS.get(name)))
+    axes[2].set_yticks(range(len(sources)), [METHOD_NAMES.get(name, name.replace("_", " ")) for name in sources])
+    axes[2].set(title="area: \u25bc deletion, \u25b2 insertion", xlabel="share of the intact p(label)")
+    axes[2].invert_yaxis()
+    return _headline(figure, title)
+
+
+def randomisation(frame: pd.DataFrame, title: str) -> Figure:
+    """Likeness of maps to the trained network's as layers are drawn anew from the top. `frame` is 06_randomised; thin lines are runs."""
+    looks = {"saliency": "#0072B2", "guided_backprop": "#D55E00", "grad_cam": "#CC79A7"}
+    figure, axis = plt.subplots(figsize=(9, 3.8))
+    for method, part in frame.groupby("method", sort=False):
+        for _, one in part.groupby(["model", "train", "scheme", "seed"]):
+            axis.plot(one["share"], one["similarity"], color=looks[method], alpha=0.25, lw=0.9)
+        mean = part.groupby("share")["similarity"].mean()
+        axis.plot(mean.index, mean, "o-", color=looks[method], lw=2.2, label=METHOD_NAMES[method])
+    axis.axhline(0, color="#333333", lw=0.8)
+    axis.set(xlabel="layers drawn anew, from the logits down", ylabel="rank similarity to the intact net's")
+    percent(axis.xaxis)
+    axis.legend(loc="upper left", bbox_to_anchor=(1, 1))
+    return _headline(figure, title)
+
+
+def map_similarities(frame: pd.DataFrame, title: str) -> Figure:
+    """Rank similarity of mean maps between two networks, a panel a method: large dots the mean over emotions, small ones each emotion; a
+    black stroke is the seed-to-seed floor where there is one. `frame` is 06_similarity."""
+    kinds = {"perturb": "scheme against baseline", "masked": "trained on masked against unmasked", "architecture": "other architecture",
+             "seed": "other seed"}
+    kinds = {kind: name for kind, name in kinds.items() if (frame["comparison"] == kind).any()}
+    methods = [m for m in METHOD_NAMES if m in set(frame["method"])]
+    figure, axes = plt.subplots(1, len(methods), figsize=(2.3 * len(methods) + 2, 1.6 + 0.7 * len(kinds)), sharey=True, sharex=True)
+    for axis, method in zip(np.atleast_1d(axes), methods):
+        part = frame[frame["method"] == method]
+        for y, kind in enumerate(kinds):
+            here = part[part["comparison"] == kind]
+            models = list(dict.fromkeys(here["model"]))
+            for i, model in enumerate(models):
+                own, place = here[here["model"] == model], y + 0.13 * (i - (len(models) - 1) / 2)
+                each = own[own["emotion"] != "all"]["similarity"]
+                axis.plot(each, [place] * len(each), ".", color=MODEL_COLOURS[model], alpha=0.35, markersize=5)
+                axis.plot(own[own["emotion"] == "all"]["similarity"].mean(), place, "o", color=MODEL_COLOURS[model], markersize=6)
+                floor = own[own["emotion"] == "all"]["floor"].mean()
+                axis.plot(floor, place, "|", color="black", markersize=10)
+        axis.set_title(METHOD_NAMES[method].replace(" (", "\n("), fontsize=10, fontweight="normal")
+        axis.set(xlim=(-0.6, 1.03), xticks=[-0.5, 0, 0.5, 1])
+        axis.axvline(0, color="#333333", lw=0.8)
+        axis.grid(axis="y", visible=False)
+    np.atleast_1d(axes)[0].set_yticks(range(len(kinds)), kinds.values())
+    np.atleast_1d(axes)[0].invert_yaxis()
+    np.atleast_1d(axes)[len(methods) // 2].set_xlabel("rank correlation of mean maps", x=0, fontsize=10)
+    models = [m for m in MODEL_NAMES if m in set(frame["model"])]
+    figure.legend([plt.Line2D([], [], marker="o", ls="", color=MODEL_COLOURS[m]) for m in models], [MODEL_NAMES[m] for m in models],
+                  loc="outside right center", fontsize=9)
+    return _headline(figure, title)
+
+
+def truth_and_found(truth: pd.DataFrame, frame: pd.DataFrame, title: str) -> Figure:
+    """Synthetic faces: which region carries each emotion in the generator, and what a network loses by each fill, the mean over runs.
+    `truth` is the generator's table, `frame` part of 06_region_ablation. A panel has its own scale: compare patterns, not sizes."""
+    names = list(dict.fromkeys(truth["region"]))
+    panels = {"truth: units at rest,\nrecall of the unit classifier": truth.pivot(index="emotion", columns="region", values="loss")}
+    for fill, name in (("neutral", "network: units at rest,\nface drawn again"), ("blur", "network: region blurred,\nless control"),
+                       ("mean", "network: region grey,\nless control")):
+        panels[name] = frame[frame["fill"] == fill].pivot_table(index="emotion", columns="region", values="difference_p")
+    figure, axes = plt.subplots(1, len(panels), figsize=(15.5, 4.2), sharey=True)
+    for axis, (name, values) in zip(axes, panels.items()):
+        values = 100 * values.loc[list(EMOTIONS), names]
+        reach = max(float(np.nanmax(np.abs(values.to_numpy()))), 1e-9)
+        sns.heatmap(values, ax=axis, cmap="RdBu_r", vmin=-reach, vmax=reach, annot=values.map(lambda v: f"{round(v) + 0:.0f}"), fmt="",
+                    linewidths=0.5, cbar=False)
+        axis.set(xlabel="points lost", ylabel="")
+        axis.set_xticks(np.arange(len(names)) + 0.5, names, rotation=35, ha="right")
+        axis.set_title(name, fontweight="normal", fontsize=11)
+        axis.tick_params(left=False, bottom=False)
+    return _headline(figure, title)

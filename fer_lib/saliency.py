@@ -296,28 +296,33 @@ def cam_layer(model: nn.Module, x: Tensor, least: int = MINIMUM_MAP) -> tuple[st
     """Grad-CAM's default layer: name and (channels, height, width) of its map, for the caption; x [B, 1, H, W].
 
     The last module, in order of execution, whose output is a map of at least `least` x `least` pixels and which all of
-    the signal from the picture to the last map passes (a branch beside a shortcut, a gate or a dense layer is not it).
-    Found by running `forward_features` (where a model has none, the model) on one face. ValueError where there is none.
+    the signal from the picture to the last map passes (a branch beside a shortcut, a gate or a dense layer is not it);
+    of those of its size rather one whose map is rectified: weights of a map before its ReLU tell little. Found by
+    running `forward_features` (where a model has none, the model) on one face. ValueError where there is none.
     """
     x = _check(x)[:1]
     with _still(model) as still:
         run = getattr(still, "forward_features", still)
         names = {module: name for name, module in still.named_modules() if name}
-        seen: list[tuple[nn.Module, tuple[int, int, int]]] = []
+        seen: list[tuple[nn.Module, tuple[int, int, int], bool]] = []
 
         def note(module: nn.Module, _: tuple, out: Tensor) -> None:
             if torch.is_tensor(out) and out.dim() == 4 and min(out.shape[-2:]) >= least:
-                seen.append((module, tuple(out.shape[1:])))
+                seen.append((module, tuple(out.shape[1:]), bool(out.min() >= 0)))
 
         with _hooks(names, note), torch.no_grad():
             run(x)
-        ran = [module for module, _ in seen]
-        for module, size in reversed(seen):
-            if ran.count(module) > 1:
-                continue  # reused: captum would take its last call only
+        ran, found = [module for module, *_ in seen], None
+        for module, size, rectified in reversed(seen):
+            if ran.count(module) > 1 or (found and not (rectified and size[1:] == found[1][1:])):
+                continue  # reused: captum would take its last call only; or no better than what is found
             with _hooks([module], lambda module, _, out: out.detach()):
-                if not run(x.clone().requires_grad_()).requires_grad:  # cut here, nothing of the picture is left
-                    return names[module], size
+                cut = not run(x.clone().requires_grad_()).requires_grad  # here nothing of the picture is left
+            if cut and rectified:
+                return names[module], size
+            found = found or ((names[module], size) if cut else None)
+    if found:
+        return found
     raise ValueError(f"No layer gives a map of at least {least}x{least} that all of the signal passes: name a layer.")
 
 

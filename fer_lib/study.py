@@ -305,7 +305,7 @@ def _kernel_of_this_python(scratch: Path):
     search = os.pathsep.join(filter(None, (str(Path(__file__).resolve().parents[1]), os.environ.get("PYTHONPATH"))))
     kernel.parent.mkdir(parents=True)
     kernel.write_text(json.dumps({
-        "argv": [sys.executable, "-Xfrozen_modules=off", "-m", "ipykernel_launcher", "--log-level=40", "-f", "{connection_file}"],
+        "argv": [sys.executable, "-Xfrozen_modules=off", "-m", "ipykernel_launcher", "--log-level=50", "-f", "{connection_file}"],
         "display_name": "Python 3 (ipykernel)", "language": "python", "env": {"PYTHONPATH": search, "FER_LIB_DRIVEN": "1"}}))
     os.environ["JUPYTER_PATH"] = os.pathsep.join(filter(None, (str(scratch), before)))
     try:
@@ -364,6 +364,8 @@ def _make_portable(notebook, parameters: dict) -> None:
     for cell in notebook.cells:
         for name in ("papermill", "execution"):
             cell.metadata.pop(name, None)
+        if not cell.metadata.get("tags", True):  # papermill gives every cell a list
+            del cell.metadata["tags"]
         if "injected-parameters" in cell.metadata.get("tags", []):
             cell.id, cell.source = "injected-parameters", clean(cell.source)
         for output in cell.get("outputs", []):
@@ -397,8 +399,10 @@ def used(study: Study, grids: tuple[str, ...] = tuple(GRIDS)) -> list[RunSpec]:
 @contextmanager
 def _telling(store: Store, missing: set[str]):
     """Log what the kernel's runs do: a line for every 10 % of a run, at most one in 30 s, and one when it ends."""
+    told = {key: (row["epoch"], time.monotonic()) for key, row in store.progress().items()}
+    ended = {path.parent.name for path in store.runs.glob("*/spec.json")}
     stop = threading.Event()
-    teller = threading.Thread(target=_tell, args=(store, missing, stop), daemon=True)
+    teller = threading.Thread(target=_tell, args=(store, missing, told, ended, stop), daemon=True)
     teller.start()
     try:
         yield
@@ -407,9 +411,7 @@ def _telling(store: Store, missing: set[str]):
         teller.join()
 
 
-def _tell(store: Store, missing: set[str], stop: threading.Event) -> None:
-    told = {key: (row["epoch"], time.monotonic()) for key, row in store.progress().items()}
-    ended = {path.parent.name for path in store.runs.glob("*/spec.json")}
+def _tell(store: Store, missing: set[str], told: dict[str, tuple[int, float]], ended: set[str], stop: threading.Event) -> None:
     last = False
     while not last:
         last = stop.wait(2)

@@ -20,7 +20,7 @@ from .faces import EMOTIONS
 from .landmarks import HOW
 from .masking import coverage
 from .measures import unpack
-from .metrics import HEADLINE, confusion, measures, resampled
+from .metrics import HEADLINE, confusion, measures, over_seeds, resampled
 from .models import ensemble
 from .runs import Run
 from .saliency import agreement_with_truth, similarity
@@ -373,10 +373,11 @@ def region_ablation(runs: Runs, data: Dataset) -> pd.DataFrame:
     """The primary endpoint: what a network loses when a region of the face goes (`drop`), when the same mask goes to a random place
     (`control`), and the `difference`, with 95 % intervals over the n fixed test faces; of p(label) and of accuracy.
 
-    `faces`: unmasked for every network, also masked for networks trained on them. `fill`: mean grey, or blur for the three main regions.
+    `faces`: unmasked for every network, also masked for networks trained on them. `fill`: mean grey, blur, or for synthetic faces
+    neutral: drawn again with the region's action units at rest (no control, nothing is hidden).
     """
     frames = []
-    for faces, fill in (("unmasked", "mean"), ("unmasked", "blur"), ("masked", "mean")):
+    for faces, fill in (("unmasked", "mean"), ("unmasked", "blur"), ("masked", "mean"), ("unmasked", "neutral")):
         some = {name: [run for run in several if f"{faces}_{fill}" in run.measured("regions")] for name, several in runs.items()}
         if any(some.values()):
             frame = _measured(some, "regions", f"{faces}_{fill}", ("emotion", "region"))
@@ -389,9 +390,9 @@ def region_ablation(runs: Runs, data: Dataset) -> pd.DataFrame:
 QUESTIONS = (  # what the paper reads off its saliency maps: (question, emotion, region, from, to), each arm (train, scheme, faces)
     ("the scheme relies more on the mouth for fear", "fear", "mouth", ("unmasked", "baseline", "unmasked"), ("unmasked", "perturb", "unmasked")),
     ("the scheme relies less on the nose for fear", "fear", "nose", ("unmasked", "baseline", "unmasked"), ("unmasked", "perturb", "unmasked")),
-    ("trained on masks, brows count more for angry: same faces", "angry", "brows", ("unmasked", "baseline", "unmasked"),
+    ("trained on masks brows count more for angry (unmasked faces)", "angry", "brows", ("unmasked", "baseline", "unmasked"),
      ("masked", "baseline", "unmasked")),
-    ("trained on masks, brows count more for angry: masked faces", "angry", "brows", ("unmasked", "baseline", "unmasked"),
+    ("trained on masks brows count more for angry (own masked faces)", "angry", "brows", ("unmasked", "baseline", "unmasked"),
      ("masked", "baseline", "masked")),
 )
 
@@ -484,12 +485,12 @@ def map_similarity(runs: Runs, data: Dataset) -> pd.DataFrame:
 
 @table("06_truth", "06")
 def found_truth(runs: Runs, data: Dataset) -> pd.DataFrame:
-    """How well region ablation finds the regions that carry each synthetic emotion: Spearman correlation of (drop - control) with the
-    generator's loss over its regions, and whether the first region is the same. Raises ValueError for other faces."""
+    """How well region ablation with each `fill` finds the regions that carry each synthetic emotion: Spearman correlation of (drop -
+    control) with the generator's loss over its regions, and whether the first region is the same. Raises ValueError for other faces."""
     if data.synthetic is None:
         raise ValueError(f"The truth is known of synthetic faces only, not of {data.faces.source!r}: leave 06_truth out.")
-    frame = region_ablation(runs, data).query("faces == 'unmasked' and fill == 'mean'")
-    who = ["model", "train", "scheme", "seed"]
+    frame = region_ablation(runs, data).query("faces == 'unmasked'")
+    who = ["model", "train", "scheme", "seed", "fill"]
     found = [agreement_with_truth(part, data.synthetic.truth).assign(**dict(zip(who, key))) for key, part in frame.groupby(who, sort=False)]
     frame = pd.concat(found, ignore_index=True)
     return frame[who + [column for column in frame if column not in who]].assign(source=data.faces.source)

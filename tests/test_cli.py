@@ -14,7 +14,7 @@ import pytest
 from fer_lib import study
 from fer_lib.__main__ import main
 from fer_lib.runs import stored_metrics
-from fer_lib.study import declared, find_notebooks, open_study, to_csv, used, without_paths
+from fer_lib.study import _telling, declared, find_notebooks, open_study, to_csv, used, without_paths
 from fer_lib.tables import TABLES, Table
 
 PARAMETERS = """preset = "smoke"
@@ -216,6 +216,14 @@ def test_runs_lists_finished_begun_and_missing(stored, capsys):
     assert lines[finished][1] == "finished" and "1.5" in lines[finished]
     assert lines[begun][1:5] == ["begun", "2", "of", "3"] and lines[missing][1] == "missing"
     assert f"1 finished, 1 begun, {len(used(stored)) - 2} missing in out/smoke; the finished ones took 1.5 min." in said
+
+
+def test_driver_tells_a_run_that_ends_while_it_listens(stored, caplog, tmp_path):
+    run, = stored.store.all()
+    elsewhere = run.path.rename(tmp_path / run.key)
+    with caplog.at_level(logging.INFO, "fer_lib"), _telling(stored.store, {run.key, "another"}):
+        elsewhere.rename(run.path)
+    assert [record.getMessage().strip() for record in caplog.records] == [f"{run.key} ended after 1.5 min (1 of 2)"]
 
 
 def test_runs_without_data_lists_what_is_stored(stored, capsys):

@@ -177,6 +177,8 @@ def test_grad_cam_of_one_convolution_is_its_weighted_positive_map():
 def test_default_grad_cam_layer_is_the_last_map_of_six_pixels_that_no_shortcut_passes_by():
     assert cam_layer(Small(), faces(1)) == ("stages.1", (8, 6, 6))  # stages.2.inside has 6x6 too, but beside a shortcut
     assert cam_layer(Small(), faces(1), least=3)[1] == (8, 3, 3)
+    after = nn.Sequential(nn.Conv2d(1, 4, 8, 8), nn.ReLU(), nn.Conv2d(4, 4, 1), nn.MaxPool2d(6))
+    assert cam_layer(after, faces(1)) == ("1", (4, 6, 6))  # not the convolution after it, whose map is not rectified
     with pytest.raises(ValueError, match="100x100"):
         cam_layer(Small(), faces(1), least=100)
 
