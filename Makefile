@@ -6,7 +6,7 @@
 # Another Python: make study PYTHON=python3.12
 
 PRESET = smoke
-WORKERS = 1
+WORKERS = 2
 DATA =
 ONLY =
 SEEDS =

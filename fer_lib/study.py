@@ -37,7 +37,7 @@ FULL_MODELS = {"vgg16": {}, "resnet": {}, "densenet": {}, "dpn": {}, "resmasking
 
 @dataclass(frozen=True)
 class Preset:
-    """How strong a study is. `models` holds what a network departs by from the author's variant; "epochs" and "grow" go to its recipe."""
+    """How strong a study is. `models` holds what a network departs by from the author's variant; "epochs", "grow" and "batch" go to its recipe."""
 
     about: str
     recipe: Recipe
@@ -56,10 +56,10 @@ class Preset:
 PRESETS = {
     "smoke": Preset(
         "synthetic faces, seconds a run: proves the wiring",
-        replace(RECIPES["fast"], epochs=3, batch=32, lr=0.05, precision="fp32"),
-        {"vgg16": {"depth": 8, "width": 0.5, "epochs": 8}, "resnet": {"depth": 10, "width": 0.125}, "densenet": {"depth": 29, "width": 0.4},
+        replace(RECIPES["fast"], epochs=2, batch=64, lr=0.05, precision="fp32"),
+        {"vgg16": {"depth": 8, "width": 0.5, "epochs": 8, "batch": 32}, "resnet": {"depth": 10, "width": 0.125}, "densenet": {"depth": 29, "width": 0.4},
          "dpn": {"depth": 26, "width": 0.0625}, "resmasking": {"depth": 10, "width": 0.0625, "epochs": 1}},
-        scheme=("vgg16",), longer={"epochs": 12}, sweep={"depth": 8, "width": 0.25}, n_clusters=(2, 3), sizes=(1400, 350, 350),
+        scheme=("vgg16",), longer={"epochs": 12}, sweep={"depth": 8, "width": 0.25, "epochs": 3, "batch": 32}, n_clusters=(2, 3), sizes=(1400, 350, 350),
         saliency_faces=4),
     # Widths, depths and epochs so that a run takes 5 to 13 minutes on one core; fp32 because bf16 was measured slower on that machine.
     "reduced": Preset(
@@ -77,7 +77,7 @@ PRESETS = {
 def spec(preset: Preset, data: Dataset, model: str, seed: int = 0, settings: dict | None = None, **values) -> RunSpec:
     """A run of one network at a preset's strength."""
     settings = dict(preset.models[model] if settings is None else settings)
-    recipe = replace(preset.recipe, **{name: settings.pop(name) for name in ("epochs", "grow") if name in settings})
+    recipe = replace(preset.recipe, **{name: settings.pop(name) for name in ("epochs", "grow", "batch") if name in settings})
     return RunSpec(**{"data": data.fingerprint, "model": model, "stem": preset.stem, "recipe": recipe, "seed": seed,
                       "versions": spec_versions(data), **settings, **values})
 

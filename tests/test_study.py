@@ -19,7 +19,7 @@ ROOT = NOTEBOOKS.parent
 def finished(tmp_path_factory) -> Path:
     """results/smoke of one run of the whole study."""
     results = tmp_path_factory.mktemp("study")
-    said = command("run", "--results", str(results))
+    said = command("run", "--workers", "2", "--results", str(results))
     assert said.returncode == 0, said.stderr[-2000:]
     return results / "smoke"
 
