@@ -70,11 +70,11 @@ def test_make_study_hands_its_variables_on():
         return shlex.split(said.stdout.splitlines()[-1])
 
     run = [".venv/bin/python", "-m", "fer_lib", "run"]
-    assert words() == [*run, "--preset", "smoke", "--workers", "1"]
-    assert words("DATA=a b.csv", "PRESET=reduced", "ONLY=02 05", "WORKERS=2") == \
+    assert words() == [*run, "--preset", "smoke", "--workers", "2"]
+    assert words("DATA=a b.csv", "PRESET=reduced", "ONLY=02 05") == \
         [*run, "--preset", "reduced", "--workers", "2", "--data", "a b.csv", "--only", "02", "05"]
-    assert words("VOTES=v.csv", "MASKFER_ROWS=m.csv", "RESULTS=out", "SEEDS=0 1") == \
-        [*run, "--preset", "smoke", "--workers", "1", "--seeds", "0", "1", "--votes", "v.csv", "--maskfer-rows", "m.csv", "--results", "out"]
+    assert words("WORKERS=3", "VOTES=v.csv", "MASKFER_ROWS=m.csv", "RESULTS=out", "SEEDS=0 1") == \
+        [*run, "--preset", "smoke", "--workers", "3", "--seeds", "0", "1", "--votes", "v.csv", "--maskfer-rows", "m.csv", "--results", "out"]
 
 
 def test_ci_runs_make_test():
