@@ -49,9 +49,9 @@ MEASURES = {"attention": attention}
 # -------------------------------------------------------------------------------------------------------------------- 06 saliency
 
 METHODS = ("saliency", "integrated_gradients", "smoothgrad", "guided_backprop", "grad_cam", "occlusion")
-SETTINGS = {"integrated_gradients": {"n_steps": 16}, "smoothgrad": {"n_steps": 8}, "occlusion": {"window": 8, "stride": 6}}  # averaged over faces
-# One face an emotion for so many test rows: of FER2013's 3,589 that is 51, 20, 7 and 2 faces (disgust has 38 clean rows).
-REGION_ROWS, MAP_ROWS, CURVE_ROWS, CASCADE_ROWS = 70, 176, 500, 1500
+SETTINGS = {"integrated_gradients": {"n_steps": 16}, "smoothgrad": {"n_steps": 8}, "occlusion": {"window": 12, "stride": 8}}  # averaged over faces
+# One face an emotion for so many test rows: of FER2013's 3,589 that is 39, 20, 5 and 2 faces (disgust has 38 clean rows).
+REGION_ROWS, MAP_ROWS, CURVE_ROWS, CASCADE_ROWS = 90, 176, 700, 1500
 SHARE_REGIONS = {**FEATURES, **{name: (name,) for name in ("brows", "eyes", "background")}}
 CURVE_METHODS = ("integrated_gradients", "grad_cam", "occlusion")
 CASCADE_METHODS = ("saliency", "guided_backprop", "grad_cam")
