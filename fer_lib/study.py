@@ -50,7 +50,6 @@ class Preset:
     n_clusters: tuple[int, ...] = (1, 2, 3, 4, 5, 6, 7, 8)
     seeds: tuple[int, ...] = (0,)
     sizes: tuple[int, int, int] = (2100, 700, 700)            # synthetic faces a split, when no data is given
-    saliency_faces: int = 50                                  # test faces an emotion that maps are measured on
 
 
 PRESETS = {
@@ -59,8 +58,7 @@ PRESETS = {
         replace(RECIPES["fast"], epochs=2, batch=64, lr=0.05, precision="fp32"),
         {"vgg16": {"depth": 8, "width": 0.5, "epochs": 8, "batch": 32}, "resnet": {"depth": 10, "width": 0.125}, "densenet": {"depth": 29, "width": 0.4},
          "dpn": {"depth": 26, "width": 0.0625}, "resmasking": {"depth": 10, "width": 0.0625, "epochs": 1}},
-        scheme=("vgg16",), longer={"epochs": 12}, sweep={"depth": 8, "width": 0.25, "epochs": 3, "batch": 32}, n_clusters=(2, 3), sizes=(1400, 350, 350),
-        saliency_faces=4),
+        scheme=("vgg16",), longer={"epochs": 12}, sweep={"depth": 8, "width": 0.25, "epochs": 3, "batch": 32}, n_clusters=(2, 3), sizes=(1400, 350, 350)),
     # Widths, depths and epochs so that a run takes 5 to 13 minutes on one core; fp32 because bf16 was measured slower on that machine.
     "reduced": Preset(
         "FER2013 on a CPU: narrow versions of the same architectures, few epochs",

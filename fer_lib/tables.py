@@ -16,7 +16,7 @@ from sklearn.metrics import adjusted_rand_score
 from . import fer2013
 from .clustering import cluster_maps
 from .dataset import Dataset
-from .faces import EMOTIONS
+from .faces import EMOTIONS, SIZE
 from .landmarks import HOW
 from .masking import coverage
 from .measures import unpack
@@ -212,11 +212,11 @@ def attention(runs: Runs, data: Dataset) -> pd.DataFrame:
 
 # ---------------------------------------------------------------------------------------------------------------- 04 cluster sweep
 
-def _arms(runs: Runs, data: Dataset, names: list[str]) -> list[dict]:
+def _arms(runs: Runs, data: Dataset) -> list[dict]:
     """Scores of runs with views, `clean` and `views`, all test rows and clean rows."""
     rows = []
-    for name in names:
-        for run in runs.get(name, []):
+    for name, several in runs.items():
+        for run in several:
             for evaluation, suffix in (("clean", ""), ("views", "_views")):
                 if run.spec.perturb is not None or not suffix:
                     rows += [{"arm": name, "model": run.spec.model, "n_clusters": run.spec.perturb.n_clusters if run.spec.perturb else np.nan,
@@ -228,7 +228,7 @@ def _arms(runs: Runs, data: Dataset, names: list[str]) -> list[dict]:
 @table("04_accuracy_by_clusters", "04")
 def accuracy_by_clusters(runs: Runs, data: Dataset) -> pd.DataFrame:
     """The paper's Figure 5: the scheme over K, and alpha = 0 and the other ablations beside the baseline. Published: macro accuracy of a VGG16."""
-    frame = pd.DataFrame(_arms(runs, data, list(runs)))
+    frame = pd.DataFrame(_arms(runs, data))
     paper = published("figure5_accuracy_by_clusters.csv").rename(columns={"accuracy": "published_macro_accuracy"})
     frame = frame.merge(paper, "left", "n_clusters")
     frame.loc[~frame["arm"].str.startswith("K="), "published_macro_accuracy"] = np.nan
@@ -240,7 +240,6 @@ def partitions(runs: Runs, data: Dataset) -> pd.DataFrame:
     """What the clusters are: area, mean place, and how much of each feature a cluster covers. `rand_coordinates` is the adjusted Rand
     index between the partition and k-means on the coordinates alone (1: the attention changed nothing), the best of the four quarter
     turns of the latter, which are equally good partitions of a square."""
-
     index = data.faces.where("test")
     names = ("brows", "eyes", "nose", "mouth")
     area = data.regions(index, names).mean(0)
@@ -346,8 +345,7 @@ def longer(runs: Runs, data: Dataset) -> pd.DataFrame:
 
 
 def _pixels(recipe) -> float:
-    sides = recipe.grow or (48,)
-    return sum(sides[epoch * len(sides) // recipe.epochs] ** 2 for epoch in range(recipe.epochs))
+    return sum((recipe.side(epoch) or SIZE) ** 2 for epoch in range(recipe.epochs))
 
 
 # -------------------------------------------------------------------------------------------------------------------- 06 saliency

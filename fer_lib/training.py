@@ -48,6 +48,10 @@ class Recipe:
             if getattr(self, name) not in values:
                 raise ValueError(f"Unknown {name} {getattr(self, name)!r}: use one of {', '.join(values)}.")
 
+    def side(self, epoch: int) -> int | None:
+        """Side in pixels that faces are trained at in an epoch (from 0), None for full size throughout."""
+        return self.grow[epoch * len(self.grow) // self.epochs] if self.grow else None
+
 
 RECIPES = {
     "fast": Recipe(),
@@ -119,7 +123,7 @@ def train(model, images: torch.Tensor, labels: torch.Tensor, val_images: torch.T
             views.parts = state["parts"]
     for epoch in range(start, recipe.epochs):
         model.train()
-        size = recipe.grow[epoch * len(recipe.grow) // recipe.epochs] if recipe.grow else None
+        size = recipe.side(epoch)
         total, began = torch.zeros((), device=device), time.perf_counter()
         for step in range(epoch * steps_an_epoch, (epoch + 1) * steps_an_epoch):
             if plateau is None:
