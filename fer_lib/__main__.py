@@ -18,13 +18,15 @@ from pathlib import Path
 import pandas as pd
 
 from . import fer2013
-from .runs import Store
+from .runs import COMPILE, Store
 from .study import PRESETS, NotebookFailed, open_study, results_folder, run_study, used
 from .verify import verify
 
 
 def run(args) -> int:
     """Run the notebooks and say where everything lies."""
+    if args.compile:
+        os.environ[COMPILE] = "1"
     study = run_study(args.preset, args.data, args.results, args.votes, args.maskfer_rows, args.seeds, args.workers, not args.no_faces,
                       tuple(args.only))
     print(f"The study at preset {args.preset!r} on {study.data.faces.source} faces is complete.")
@@ -146,6 +148,7 @@ def parser() -> argparse.ArgumentParser:
     command = commands.add_parser("run", parents=[about_study], help="run the notebooks in order")
     command.add_argument("--only", nargs="+", default=[], help="numbers of notebooks: 02 05")
     command.add_argument("--workers", type=int, default=1, help="runs trained at a time (default: 1)")
+    command.add_argument("--compile", action="store_true", help="train through torch.compile (may pay on a GPU, does not on a CPU)")
     command.add_argument("--no-faces", action="store_true", help="show no individual face of a real data set, as in committed copies")
     command.set_defaults(do=run)
     command = commands.add_parser("data", help="report what a data set holds")

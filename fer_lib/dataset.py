@@ -11,14 +11,19 @@ from functools import cached_property
 from pathlib import Path
 
 import numpy as np
+import torch
 
+from .augment import to_float
 from .faces import EMOTIONS, Faces
 from .fer2013 import Votes, load, maskfer_rows, votes
 from .landmarks import REGIONS, Landmarks, for_faces, region_masks
-from .masking import MASK_VERSION, draw_masks
+from .masking import MASK_VERSION, draw_masks, occlude, roll_region
 from .synthetic import SYNTHETIC_VERSION, Synthetic, make_faces
 
-VARIANTS = ("unmasked", "masked")
+TRAIN_ROWS = ("all", "unleaked")
+VARIANTS = ("unmasked", "masked")  # what every network is tested on
+# What a network may be trained and tested on besides: faces without a region, and without the same shape at a random place.
+OCCLUDED = tuple(f"{kind}_{region}" for kind in ("no", "rolled") for region in REGIONS)
 
 
 @dataclass(frozen=True)
@@ -34,10 +39,38 @@ class Dataset:
     synthetic: Synthetic | None = None   # action units and truth
 
     def images(self, variant: str) -> np.ndarray:
-        """uint8 [N, 48, 48] of one of VARIANTS."""
-        if variant not in VARIANTS:
-            raise ValueError(f"Unknown variant {variant!r}: use one of {', '.join(VARIANTS)}.")
+        """uint8 [N, 48, 48] of one of VARIANTS, or of OCCLUDED (filled with the mean of the face's visible pixels)."""
+        if variant not in (*VARIANTS, *OCCLUDED):
+            raise ValueError(f"Unknown variant {variant!r}: use one of {', '.join((*VARIANTS, *OCCLUDED))}.")
+        if variant in OCCLUDED:
+            return self._occluded(*variant.split("_", 1))
         return self.faces.images if variant == "unmasked" else self.masked
+
+    def _occluded(self, kind: str, region: str) -> np.ndarray:
+        found, generator = [], torch.Generator().manual_seed(0)
+        for index in np.array_split(np.arange(len(self.faces)), max(1, len(self.faces) // 2048)):
+            mask = torch.as_tensor(self.regions(index, (region,))[:, 0])
+            mask = roll_region(mask, generator) if kind == "rolled" else mask
+            x = to_float(torch.as_tensor(np.ascontiguousarray(self.faces.images[index])))
+            found.append((occlude(x, mask, "mean") * 255).round().byte()[:, 0].numpy())
+        return np.concatenate(found)
+
+    def train_rows(self, rows: str = "all") -> np.ndarray:
+        """Positions of the training faces, int64: all, or those without a pixel copy in validation or test ("unleaked")."""
+        if rows not in TRAIN_ROWS:
+            raise ValueError(f"Unknown rows {rows!r}: use one of {', '.join(TRAIN_ROWS)}.")
+        train = self.faces.where("train")
+        return train if rows == "all" else train[~self.faces.leaked("train", ("val", "test"))]
+
+    def train_labels(self, rows: str = "all", labels: str = "given") -> np.ndarray:
+        """What is learnt of the same faces: the given labels int64 [n], or ("votes-<fingerprint of the votes>") FER+'s shares of the votes,
+        float32 [n, 7]. Raises ValueError when these votes are not at hand."""
+        index = self.train_rows(rows)
+        if labels == "given":
+            return self.faces.labels[index].astype(np.int64)
+        if self.votes is None or labels != f"votes-{self.votes.fingerprint}":
+            raise ValueError(f"Labels {labels!r} need the FER+ votes of that fingerprint: give them by --votes.")
+        return self.votes.shares(self.faces.labels)[index]
 
     @cached_property
     def fingerprint(self) -> str:
@@ -70,9 +103,14 @@ class Dataset:
         return self.faces.labels[self.faces.where(split)].astype(np.int64)
 
     def mean_faces(self, variant: str, split: str = "test") -> np.ndarray:
-        """Mean face of each emotion, float32 [7, 48, 48] in 0..255: what is shown in git in place of people."""
-        here = self.faces.where(split)
-        return np.stack([self.images(variant)[here[self.labels(split) == k]].mean(0, dtype=np.float32) for k in range(len(EMOTIONS))])
+        """Mean face of each emotion over the split's clean rows, float32 [7, 48, 48] in 0..255: what is shown in git in place of people.
+
+        An emotion with fewer than 20 faces of real people stays grey (127): a mean of a few would show them.
+        """
+        here, images = self.faces.where(split)[self.faces.clean(split)], self.images(variant)
+        groups = [here[self.faces.labels[here] == k] for k in range(len(EMOTIONS))]
+        least = 1 if self.faces.source == "synthetic" else 20
+        return np.stack([images[rows].mean(0, dtype=np.float32) if len(rows) >= least else np.full((48, 48), 127, np.float32) for rows in groups])
 
     def regions(self, index: np.ndarray, names: tuple[str, ...] = REGIONS) -> np.ndarray:
         """Region masks of the faces at `index`, bool [n, R, 48, 48]."""

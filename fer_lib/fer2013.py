@@ -28,6 +28,7 @@ import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from io import BytesIO
 from itertools import chain
 from pathlib import Path, PurePosixPath
@@ -526,6 +527,20 @@ class Votes:
     counts: np.ndarray     # int64 [N, 10] votes for each of FERPLUS
     plurality: np.ndarray  # int64 [N] the one column with most votes over all ten, -1 where several share the lead
     agree: np.ndarray      # bool [N] the plurality is the face's own label; a tie never is
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Eight hexadecimal digits of the counts."""
+        return hashlib.sha256(np.ascontiguousarray(self.counts.astype("<i8")).tobytes()).hexdigest()[:8]
+
+    def shares(self, labels: np.ndarray) -> np.ndarray:
+        """Share of the votes for the seven emotions that each has, float32 [N, 7]; a face without such a vote keeps its label [N]."""
+        known = FERPLUS_EMOTION >= 0
+        counts = np.zeros((len(self.counts), len(EMOTIONS)), np.float32)
+        counts[:, FERPLUS_EMOTION[known]] = self.counts[:, known]
+        none = counts.sum(1) == 0
+        counts[none, labels[none]] = 1
+        return counts / counts.sum(1, keepdims=True)
 
 
 def votes(path: str | Path, faces: Faces) -> Votes:

@@ -9,8 +9,9 @@ from torch.nn import functional as F
 class Batch:
     """One training step's faces, augmented and standardised."""
 
-    x: torch.Tensor       # float (B, 1, H, W)
-    labels: torch.Tensor  # int64 (B,)
+    x: torch.Tensor                     # float (B, 1, H, W)
+    labels: torch.Tensor                # int64 (B,), or shares float (B, 7)
+    class_weights: torch.Tensor         # float (7,), faces / (7 * faces of the emotion) in the training split
 
 
 def cross_entropy(model, batch: Batch, recipe) -> torch.Tensor:
@@ -18,4 +19,9 @@ def cross_entropy(model, batch: Batch, recipe) -> torch.Tensor:
     return F.cross_entropy(model(batch.x).float(), batch.labels, label_smoothing=recipe.label_smoothing)
 
 
-OBJECTIVES = {"cross_entropy": cross_entropy}
+def balanced(model, batch: Batch, recipe) -> torch.Tensor:
+    """Cross-entropy in which every emotion has the same weight, however rare."""
+    return F.cross_entropy(model(batch.x).float(), batch.labels, batch.class_weights, label_smoothing=recipe.label_smoothing)
+
+
+OBJECTIVES = {"cross_entropy": cross_entropy, "balanced": balanced}

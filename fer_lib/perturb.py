@@ -9,6 +9,7 @@ Clusters live in the coordinates of the 48-pixel face and move with it through t
 import math
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 
 from .augment import to_float
@@ -21,7 +22,7 @@ REFIT = 200  # updates after which clusters are fitted anew when a pass over the
 class Perturb:
     """Everything that decides which views a predictor is trained on. Defaults are the paper's (STUDY: section 4 of the paper, Eq. 1)."""
 
-    source: str = "attention"      # where the partition comes from: a key of PARTITIONS
+    source: str = "attention"      # where the partition comes from: one of SOURCES
     n_clusters: int = 3            # K
     lambda_: float = 1.5           # weight of the pixel's place
     alpha: float = 1.2             # weight of the attention (or intensity)
@@ -31,12 +32,14 @@ class Perturb:
     fill: str = "black"            # black | mean | noise, on [0, 1] pixels before standardising
 
     def __post_init__(self):
-        known = {"source": PARTITIONS, "signal": SIGNALS, "clusters_per": ("epoch", "dataset", "image"), "views": VIEWS, "fill": FILLS}
+        known = {"source": SOURCES, "signal": SIGNALS, "clusters_per": ("epoch", "dataset", "image"), "views": VIEWS, "fill": FILLS}
         for name, values in known.items():
             if getattr(self, name) not in values:
                 raise ValueError(f"Unknown {name} {getattr(self, name)!r}: use one of {', '.join(values)}.")
         if self.clusters_per == "image" and self.source not in PER_IMAGE:
             raise ValueError(f'"{self.source}" has no clusters per image: use one of {", ".join(PER_IMAGE)}.')
+        if self.source == "landmarks" and (self.clusters_per, self.n_clusters) != ("image", len(FEATURE_POINTS)):
+            raise ValueError(f'"landmarks" cuts each face into {len(FEATURE_POINTS)}: set clusters_per="image" and n_clusters={len(FEATURE_POINTS)}.')
 
 
 # --- which pixels a cluster holds: (attention, intensity, perturb, seed) -> uint8 (B, 48, 48); the maps are float (B, 48, 48) ---
@@ -101,13 +104,25 @@ def _coordinates(attention, intensity, perturb, seed):
     return cluster_maps(torch.zeros(1, 48, 48), perturb.n_clusters, perturb.lambda_, 0.0, random_state=seed)
 
 
+FEATURE_POINTS = (range(17, 27), range(36, 48)), (range(27, 36),), (range(48, 68),)  # brows and eyes, nose, mouth
+
+
+def landmark_parts(points: torch.Tensor) -> torch.Tensor:
+    """C7, an oracle: each pixel to the feature whose landmark is nearest (brows and eyes, nose, mouth): [B, 68, 2] -> uint8 (B, 48, 48)."""
+    grid = torch.stack(torch.meshgrid(torch.arange(48.0), torch.arange(48.0), indexing="xy"), -1).view(1, -1, 2)  # (1, 2304, 2), x before y
+    nearest = [torch.cat([torch.cdist(grid, some[:, [i for part in feature for i in part]]).amin(2) for some in points.float().split(256)])
+               for feature in FEATURE_POINTS]
+    return torch.stack(nearest).argmin(0).to(torch.uint8).view(-1, 48, 48)
+
+
 def _areas(parts, n_clusters):
     return torch.bincount(parts.flatten().long(), minlength=n_clusters) // len(parts)
 
 
 PARTITIONS = {"attention": _attention, "rolled": _rolled, "permuted": _permuted, "cuts": _cuts, "rectangles": _rectangles,
               "thirds": _thirds, "coordinates": _coordinates}
-PER_IMAGE = ("attention", "rolled", "permuted")  # sources that give each face a partition of its own; the others draw one for all
+SOURCES = (*PARTITIONS, "landmarks")  # the last is `landmark_parts`, which looks at no map
+PER_IMAGE = ("attention", "rolled", "permuted", "landmarks")  # sources that give each face a partition of its own; the others draw one for all
 
 
 # --- what a view leaves out ---
@@ -150,12 +165,15 @@ VIEWS = {"one_random": _one_random, "leave_one_out": _leave_one_out, "keep_one":
 class Views:
     """The views of one predictor's training: fits clusters when they are due and cuts faces with them.
 
-    `gate` is the frozen attention classifier of phase 1 (eval mode); `images` uint8 [N, 48, 48] the training faces. After training
+    `gate` is the frozen attention classifier of phase 1 (eval mode); `images` uint8 [N, 48, 48] the training faces and `points`
+    [N, 68, 2] their landmarks, which only C7 looks at. After training
     `parts` holds the last partition, uint8 (1, 48, 48), (K, 48, 48) bool for rectangles, or (N, 48, 48) with clusters per image.
     """
 
-    def __init__(self, perturb: Perturb, gate, images: torch.Tensor, scaling: tuple[float, float], seed: int):
+    def __init__(self, perturb: Perturb, gate, images: torch.Tensor, scaling: tuple[float, float], seed: int,
+                 points: np.ndarray | None = None):
         self.perturb, self.gate, self.images, self.scaling, self.seed = perturb, gate, images, scaling, seed
+        self.points = points
         self.copies = 1 if perturb.views in ("one_random", "none") else perturb.n_clusters + 1
         self.parts: torch.Tensor | None = None
 
@@ -171,8 +189,10 @@ class Views:
                 attention.append(self.gate.attention_maps((x - self.scaling[0]) / self.scaling[1]).float().cpu())
         return torch.cat(attention), torch.cat(intensity)
 
-    def partition(self, images: torch.Tensor) -> torch.Tensor:
+    def partition(self, images: torch.Tensor, points: np.ndarray | None = None) -> torch.Tensor:
         """Partition of each face on its own, uint8 (B, 48, 48): clusters per image, and the same at test time."""
+        if self.perturb.source == "landmarks":
+            return landmark_parts(torch.as_tensor(points))
         attention, intensity = self.maps(images)
         return PARTITIONS[self.perturb.source](attention, intensity, self.perturb, self.seed)
 
@@ -180,7 +200,7 @@ class Views:
         """Fit clusters if they are due: every pass or REFIT updates from this batch's summed maps ("epoch"), else once."""
         per = self.perturb.clusters_per
         if per == "image" and self.parts is None:
-            self.parts = self.partition(self.images)
+            self.parts = self.partition(self.images, self.points)
         elif per == "dataset" and self.parts is None:
             self._fit(self.images, 0)
         elif per == "epoch":

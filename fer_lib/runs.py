@@ -34,7 +34,9 @@ from .training import RECIPES, TRAINING_VERSION, Recipe, predict, train
 
 log = logging.getLogger(__name__)
 
+COMPILE = "FER_LIB_COMPILE"  # environment variable: train through torch.compile (`run --compile` sets it, worker processes inherit it)
 FILES = ("spec.json", "history.csv", "metrics.json", "logits.npz", "measures.npz", "machine.json", "weights.safetensors")
+LATER = {"rows": "all", "labels": "given"}  # fields that came after the first stored runs
 HISTORY = ["epoch", "lr", "loss", "val_loss", "val_accuracy", "val_macro_accuracy"]
 
 
@@ -55,6 +57,8 @@ class RunSpec:
     start: "RunSpec | None" = None              # parent: the run whose weights training starts from
     recipe: Recipe = RECIPES["fast"]
     seed: int = 0
+    rows: str = "all"                           # training faces: a key of TRAIN_ROWS
+    labels: str = "given"                       # what is learnt of them: given | votes-<fingerprint of the FER+ votes>
     versions: tuple[tuple[str, int], ...] = ()  # of mask drawing, synthetic generator and training code
 
     @cached_property
@@ -69,8 +73,12 @@ class RunSpec:
         return [parent for parent in (self.gate, self.start) if parent is not None]
 
     def to_json(self) -> dict:
-        """Plain JSON values; `RunSpec.from_json` reads them back."""
-        return json.loads(json.dumps(dataclasses.asdict(self)))
+        """Plain JSON values; `RunSpec.from_json` reads them back. Fields of LATER are left out at their default, so that a run stored
+        before there were such fields keeps its key."""
+        values = json.loads(json.dumps({f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name not in ("gate", "start")},
+                                       default=dataclasses.asdict))
+        values |= {name: parent and parent.to_json() for name, parent in (("gate", self.gate), ("start", self.start))}
+        return {name: value for name, value in values.items() if LATER.get(name, ...) != value}
 
     @staticmethod
     def from_json(values: dict) -> "RunSpec":
@@ -293,7 +301,7 @@ def execute(spec: RunSpec, data: Dataset, store: Store, measures: dict[str, Meas
 
 def _trained(spec, data, store, views, device):
     faces, tensor = data.faces, lambda array: torch.as_tensor(np.ascontiguousarray(array)).to(device)
-    train_, val = faces.where("train"), faces.where("val")
+    train_, val = data.train_rows(spec.rows), faces.where("val")
     images = data.images(spec.variant)
     model = spec.build()
     if spec.start is not None:
@@ -310,8 +318,9 @@ def _trained(spec, data, store, views, device):
             log.info("%s: epoch %d of %d, validation accuracy %.1f %%, about %.1f min left", spec.key, row["epoch"], row["epochs"],
                      100 * row["val_accuracy"], (row["epochs"] - row["epoch"]) * row["seconds"] / 60)
 
-    history = train(model, tensor(images[train_]), tensor(data.labels("train")), tensor(images[val]), tensor(data.labels("val")),
-                    spec.recipe, spec.seed, data.scaling, spec.objective, views, work / "checkpoint.pt", report)
+    history = train(model, tensor(images[train_]), tensor(data.train_labels(spec.rows, spec.labels)), tensor(images[val]),
+                    tensor(data.labels("val")), spec.recipe, spec.seed, data.scaling, spec.objective, views, work / "checkpoint.pt", report,
+                    compiled=bool(os.environ.get(COMPILE)))
     return model.eval(), history
 
 
@@ -328,8 +337,8 @@ def _views(spec, data, store, device) -> Views | None:
     if spec.perturb is None:
         return None
     gate = _parent(spec.gate, data, store, device) if spec.gate is not None else None
-    images = torch.as_tensor(np.ascontiguousarray(data.images(spec.variant)[data.faces.where("train")])).to(device)
-    return Views(spec.perturb, gate, images, data.scaling, spec.seed)
+    images = torch.as_tensor(np.ascontiguousarray(data.images(spec.variant)[data.train_rows(spec.rows)])).to(device)
+    return Views(spec.perturb, gate, images, data.scaling, spec.seed, data.landmarks.points[data.train_rows(spec.rows)])
 
 
 def _logits(model, spec, data, views, device) -> dict[str, np.ndarray]:
@@ -337,12 +346,14 @@ def _logits(model, spec, data, views, device) -> dict[str, np.ndarray]:
     found = {}
     if views is not None and views.parts is None:  # nothing was trained on views (C0): the first batch's partition
         views.refit(0, torch.arange(min(spec.recipe.batch, len(views.images))))
-    for split in ("val", "test"):
-        for variant in VARIANTS:
-            images = torch.as_tensor(np.ascontiguousarray(data.images(variant)[data.faces.where(split)])).to(device)
+    for variant in dict.fromkeys((*VARIANTS, spec.variant)):
+        every = data.images(variant)
+        for split in ("val", "test"):
+            index = data.faces.where(split)
+            images = torch.as_tensor(np.ascontiguousarray(every[index])).to(device)
             found[f"{split}_{variant}"] = predict(model, images, data.scaling, spec.recipe.test).cpu().numpy()
             if views is not None:
-                parts = views.partition(images) if spec.perturb.clusters_per == "image" else views.parts
+                parts = views.partition(images, data.landmarks.points[index]) if spec.perturb.clusters_per == "image" else views.parts
                 found[f"{split}_{variant}_views"] = predict(model, images, data.scaling, spec.recipe.test,
                                                             cut(parts, spec.perturb.n_clusters), spec.perturb.fill).cpu().numpy()
     return found
@@ -364,7 +375,7 @@ def stored_metrics(logits: dict[str, np.ndarray], data: Dataset) -> dict:
 
 
 def _machine(device: str, seconds: float) -> dict:
-    return {"device": device_name(device), "threads": torch.get_num_threads(), "seconds": round(seconds, 1), "python": platform.python_version(),
+    return {"device": device_name(device), "threads": torch.get_num_threads(), "compiled": bool(os.environ.get(COMPILE)), "seconds": round(seconds, 1), "python": platform.python_version(),
             "torch": torch.__version__, "ended": time.strftime("%Y-%m-%d %H:%M", time.gmtime())}
 
 

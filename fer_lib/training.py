@@ -16,6 +16,7 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 from torch.optim.swa_utils import AveragedModel
 
 from .augment import AUGMENTATIONS, augment, standardise, test_views, to_float
+from .faces import EMOTIONS
 from .objectives import OBJECTIVES, Batch
 from .perturb import REFIT, fill
 
@@ -82,10 +83,11 @@ class Stream:
 
 def train(model, images: torch.Tensor, labels: torch.Tensor, val_images: torch.Tensor, val_labels: torch.Tensor, recipe: Recipe,
           seed: int, scaling: tuple[float, float], objective: str = "cross_entropy", views=None,
-          checkpoint: Path | None = None, report=None) -> list[dict]:
+          checkpoint: Path | None = None, report=None, compiled: bool = False) -> list[dict]:
     """Train `model` in place and return its history, a row an epoch (epoch, lr, loss, val_loss, val_accuracy, val_macro_accuracy).
 
-    images uint8 [n, 48, 48] and labels int64 [n] lie on the model's device. `views` (perturb.Views) cuts faces after the scheme.
+    images uint8 [n, 48, 48] and labels, int64 [n] or shares float [n, 7], lie on the model's device. `views` (perturb.Views) cuts faces
+    after the scheme. `compiled` runs the network through torch.compile: measured not to pay on a CPU.
     With `checkpoint` the state is written after each epoch and picked up again: on the CPU at one thread count the result is
     bit-equal to an uninterrupted run. `report(row)` is called after each epoch.
     """
@@ -97,6 +99,9 @@ def train(model, images: torch.Tensor, labels: torch.Tensor, val_images: torch.T
     faces_a_step = max(1, round(recipe.batch / (cuts.copies if cuts else 1)))
     steps_an_epoch = max(1, len(images) // recipe.batch)
     steps = recipe.epochs * steps_an_epoch
+    counts = labels.sum(0) if labels.ndim == 2 else torch.bincount(labels, minlength=len(EMOTIONS))
+    class_weights = counts.sum() / (len(EMOTIONS) * counts.clamp(min=1))
+    forward = torch.compile(model) if compiled else model
     refit_every = min(REFIT, max(1, len(images) // faces_a_step))
     decay = [p for p in model.parameters() if p.ndim > 1]
     plain = [p for p in model.parameters() if p.ndim <= 1]
@@ -130,9 +135,9 @@ def train(model, images: torch.Tensor, labels: torch.Tensor, val_images: torch.T
                 for group in optimizer.param_groups:
                     group["lr"] = learning_rate(recipe, step, steps)
             faces = stream.next(faces_a_step)
-            batch = _batch(images, labels, faces, recipe, scaling, generator, cuts, step, refit_every, size)
+            batch = Batch(*_batch(images, labels, faces, recipe, scaling, generator, cuts, step, refit_every, size), class_weights)
             with torch.autocast(device.type, torch.bfloat16, enabled=recipe.precision == "bf16"):
-                loss = OBJECTIVES[objective](model, batch, recipe)
+                loss = OBJECTIVES[objective](forward, batch, recipe)
             loss.backward()
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
@@ -176,20 +181,20 @@ def _moving_average(decay: float):
     return update
 
 
-def _batch(images, labels, faces, recipe, scaling, generator, views, step, refit_every, size) -> Batch:
+def _batch(images, labels, faces, recipe, scaling, generator, views, step, refit_every, size) -> tuple[torch.Tensor, torch.Tensor]:
     maps = None
     if views is not None:
         if step % refit_every == 0 or views.parts is None:
             views.refit(step, faces)
         maps = views.masks(faces)
     x, maps = augment(images[faces], recipe.augment, generator, maps)
-    y = labels[faces].repeat_interleave(len(x) // len(faces))  # crops of a face stand together
+    y = labels[faces].repeat_interleave(len(x) // len(faces), 0)  # crops of a face stand together
     if views is not None:
         x = views.show(x, maps, generator)
-        y = y.repeat(len(x) // len(y))                         # views follow one another
+        y = torch.cat([y] * (len(x) // len(y)))                # views follow one another
     if size and size != x.shape[-1]:
         x = F.interpolate(x, (size, size), mode="bilinear", antialias=True, align_corners=False)
-    return Batch(standardise(x, scaling).contiguous(memory_format=torch.channels_last), y)
+    return standardise(x, scaling).contiguous(memory_format=torch.channels_last), y
 
 
 def _accuracies(logits, labels) -> dict:

@@ -30,6 +30,34 @@ def test_variants_are_the_faces_and_the_same_faces_masked(data):
         data.images("blurred")
 
 
+def test_a_face_without_a_region_keeps_every_other_pixel(data):
+    mouth = data.regions(np.arange(len(data.faces)), ("mouth",))[:, 0]
+    without, rolled = data.images("no_mouth"), data.images("rolled_mouth")
+    assert (without == data.faces.images)[~mouth].all() and (rolled != data.faces.images).any()
+    face = data.faces.images[0]
+    assert len(np.unique(without[0][mouth[0]])) == 1 and abs(int(without[0][mouth[0]][0]) - face[~mouth[0]].mean()) <= 1
+    assert (rolled == data.images("rolled_mouth")).all()
+    with pytest.raises(ValueError, match="no_mouth"):
+        data.images("no_hat")
+
+
+def test_training_rows_without_leaks_are_those_without_a_copy_in_validation_or_test(data):
+    images = data.faces.images.copy()
+    images[3], images[5] = images[285], images[7]  # a copy of a test face, and one within the training split
+    found = with_faces(data, images=images).train_rows("unleaked")
+    assert 3 not in found and {5, 7} <= set(found) and len(found) == 209
+    assert len(data.train_rows()) == 210 and (data.train_labels() == data.labels("train")).all()
+
+
+def test_votes_become_shares_of_the_seven_emotions(data):
+    counts = np.zeros((len(data.faces), 10), np.int64)
+    counts[:, 1], counts[:, 4], counts[:, 8] = 6, 2, 2  # happiness, anger, unknown
+    counts[1] = [0, 0, 0, 0, 0, 0, 0, 0, 0, 10]         # no face at all
+    votes = Votes(counts, None, None)
+    shares = replace(data, votes=votes).train_labels(labels=f"votes-{votes.fingerprint}")
+    assert shares[0] == pytest.approx([0.25, 0, 0, 0.75, 0, 0, 0]) and shares[1].argmax() == data.faces.labels[1] and shares.dtype == np.float32
+
+
 def test_scaling_is_that_of_the_unmasked_training_pixels(data):
     pixels = data.faces.images[:210] / 255
     assert data.scaling == pytest.approx((pixels.mean(), pixels.std()), abs=1e-6)

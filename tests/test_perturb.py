@@ -2,6 +2,7 @@
 from dataclasses import replace
 from functools import cache
 
+import numpy as np
 import pytest
 import torch
 from scipy.ndimage import label
@@ -9,7 +10,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from fer_lib.augment import five_crops
-from fer_lib.perturb import FILLS, PARTITIONS, REFIT, Perturb, Views, cut, fill
+from fer_lib.landmarks import TEMPLATE
+from fer_lib.perturb import FILLS, PARTITIONS, REFIT, Perturb, Views, cut, fill, landmark_parts
 from fer_lib.training import Recipe, train
 
 SCALING = (0.5, 0.25)
@@ -155,6 +157,16 @@ def test_a_permuted_map_gives_ragged_clusters_and_a_rolled_one_smooth_ones():
     border = lambda parts: (parts[:, 1:] != parts[:, :-1]).float().mean().item()
     rolled, permuted, arm = (border(partition(source, 1, lambda_=0.5)) for source in ("rolled", "permuted", "attention"))
     assert permuted > 3 * rolled and rolled < 2 * arm
+
+
+def test_landmark_parts_hold_their_own_landmarks():
+    points = np.asarray(TEMPLATE)[None]
+    parts = landmark_parts(torch.as_tensor(points))
+    assert parts.shape == (1, 48, 48) and parts.dtype == torch.uint8
+    for part, some in enumerate(((17, 22, 36, 45), (30, 33), (48, 54, 57))):
+        assert all(parts[0, round(float(y)), round(float(x))] == part for x, y in points[0, list(some)])
+    with pytest.raises(ValueError, match="n_clusters=3"):
+        Perturb(source="landmarks", clusters_per="image", n_clusters=4)
 
 
 def test_coordinates_are_the_clusters_of_alpha_zero():

@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 
 from fer_lib import runs, training
 from fer_lib.dataset import Dataset, open_dataset
+from fer_lib.fer2013 import Votes
 from fer_lib.perturb import Perturb
 from fer_lib.runs import FILES, RunSpec, Store, complete, execute, spec_versions, stored_metrics
 from fer_lib.training import RECIPES, Recipe
@@ -98,7 +99,8 @@ def changed(values, name: str):
 def test_key_changes_with_every_field(spec):
     base = replace(spec, perturb=Perturb())
     others = {"data": "0" * 12, "variant": "masked", "model": "resnet", "width": 0.5, "depth": 16, "stem": "pooled", "attention": "input",
-              "objective": "other", "perturb": None, "gate": spec, "start": spec, "recipe": RECIPES["paper"], "seed": 1, "versions": ()}
+              "objective": "other", "perturb": None, "gate": spec, "start": spec, "recipe": RECIPES["paper"], "seed": 1, "versions": (),
+              "rows": "unleaked", "labels": "votes-01234567"}
     assert others.keys() == {field.name for field in fields(RunSpec)}
     specs = [base, *(replace(base, **{name: value}) for name, value in others.items())]
     specs += [replace(base, recipe=changed(base.recipe, field.name)) for field in fields(Recipe)]
@@ -121,8 +123,15 @@ def test_key_of_a_given_spec_stays_what_it_was():
     assert family.key == "resnet-unmasked-attention3-s0-3f1d2507a2c4"
 
 
+def test_fields_that_came_later_are_left_out_at_their_default(spec):
+    assert "rows" not in spec.to_json() and "labels" not in spec.to_json()
+    assert replace(spec, rows="unleaked").to_json()["rows"] == "unleaked"
+    child = replace(spec, start=replace(spec, labels="votes-01234567"))
+    assert child.to_json()["start"]["labels"] == "votes-01234567" and "labels" not in child.to_json()
+
+
 def test_specs_survive_json(family):
-    specs = [*family.values(), replace(family["views"], recipe=replace(RECIPES["paper"], grow=(32, 40, 48)), start=family["scheme"])]
+    specs = [*family.values(), replace(family["scheme"], rows="unleaked"), replace(family["views"], recipe=replace(RECIPES["paper"], grow=(32, 40, 48)), start=family["scheme"])]
     for spec in specs:
         again = RunSpec.from_json(json.loads(json.dumps(spec.to_json())))
         assert again == spec and again.key == spec.key
@@ -146,6 +155,25 @@ def test_logits_are_float16_of_every_split_and_variant(store, family, data):
     assert run.logits("test_masked_views").dtype == np.float32
     with pytest.raises(KeyError, match="has no logits 'test'; it has val_unmasked"):
         run.logits("test")
+
+
+def test_a_run_without_a_region_is_tested_without_it_too(spec, data, tmp_path):
+    run, = complete([replace(spec, variant="no_mouth", recipe=replace(spec.recipe, epochs=1))], data, Store(tmp_path))
+    assert sorted(stored(run)) == sorted([*PLAIN, "val_no_mouth", "test_no_mouth"])
+    assert not np.array_equal(run.logits("test_no_mouth"), run.logits("test_unmasked"))
+
+
+def test_training_without_leaked_faces_and_on_votes_differs_from_the_baseline(spec, data, tmp_path):
+    faces = data.faces.images.copy()
+    faces[3] = faces[data.faces.where("test")[0]]
+    votes = Votes(np.eye(10, dtype=np.int64)[(data.faces.labels + 3) % 10], *[np.zeros(len(data.faces), np.int64)] * 2)
+    leaky = replace(data, faces=replace(data.faces, images=faces), votes=votes)
+    base = replace(spec, data=leaky.fingerprint, recipe=replace(spec.recipe, epochs=1))
+    arms = [base, replace(base, rows="unleaked"), replace(base, labels=f"votes-{votes.fingerprint}")]
+    found = complete(arms, leaky, Store(tmp_path))
+    assert len({run.logits("test_unmasked").tobytes() for run in found}) == 3
+    with pytest.raises(ValueError, match="need the FER\\+ votes of that fingerprint"):
+        complete([replace(base, labels="votes-00000000")], leaky, Store(tmp_path))
 
 
 def test_stored_logits_are_the_networks_predictions(store, family, data):
@@ -325,7 +353,7 @@ def die(*_):
 def killed_after_an_epoch(spec, data, store):
     """Begin a run in a process of its own, which is killed as soon as its first epoch is over."""
     real = runs.train
-    runs.train = lambda *args: real(*args[:-1], lambda row: (args[-1](row), die()))
+    runs.train = lambda *args, **named: real(*args[:-1], lambda row: (args[-1](row), die()), **named)
     execute(spec, data, store)
 
 

@@ -9,6 +9,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from fer_lib.models import build_model
+from fer_lib.objectives import OBJECTIVES, Batch
 from fer_lib.perturb import Perturb, Views, fill
 from fer_lib.synthetic import make_faces
 from fer_lib.training import RECIPES, Recipe, Stream, _moving_average, learning_rate, predict, save, train
@@ -237,6 +238,31 @@ def test_fast_and_paper_recipes_say_what_the_study_says():
 def test_unknown_values_of_a_recipe_list_the_known_ones(values, known):
     with pytest.raises(ValueError, match=known):
         Recipe(**values)
+
+
+def test_balanced_loss_gives_a_rare_emotion_the_weight_of_the_others():
+    labels, logits = torch.tensor([0] * 9 + [1]), torch.randn(10, 7, generator=torch.Generator().manual_seed(0))
+    weights = 10 / (7 * torch.bincount(labels, minlength=7).clamp(min=1))
+    loss = OBJECTIVES["balanced"](lambda x: x, Batch(logits, labels, weights), Recipe(label_smoothing=0.0))
+    each = F.cross_entropy(logits, labels, reduction="none")
+    assert loss.item() == pytest.approx((each[:9].mean() + each[9]).item() / 2, rel=1e-5)
+
+
+def test_labels_may_be_shares_and_one_hot_shares_are_labels(tensors, data):
+    images, labels, *val = tensors
+    plain, shares = tiny(), tiny()
+    histories = [train(model, images, given, *val, BASE, 0, data.scaling) for model, given in ((plain, labels), (shares, F.one_hot(labels, 7).float()))]
+    assert histories[0][-1]["loss"] == pytest.approx(histories[1][-1]["loss"], rel=1e-3)
+
+
+def test_compiled_training_runs_the_network_through_torch_compile(tensors, data, monkeypatch):
+    seen = []
+    monkeypatch.setattr(torch, "compile", lambda model: (seen.append(model), model)[1])
+    model = tiny()
+    train(model, *tensors, BASE, 0, data.scaling)
+    assert not seen
+    train(model, *tensors, BASE, 0, data.scaling, compiled=True)
+    assert seen == [model]
 
 
 def test_unknown_objective_lists_the_known_ones(tensors, data):
