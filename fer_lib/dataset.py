@@ -6,6 +6,7 @@
 """
 import hashlib
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -102,19 +103,29 @@ class Dataset:
         """int64 [n]."""
         return self.faces.labels[self.faces.where(split)].astype(np.int64)
 
-    def mean_faces(self, variant: str, split: str = "test") -> np.ndarray:
+    def mean_faces(self, variant: str, split: str = "test", move: Callable = lambda images, points: images) -> np.ndarray:
         """Mean face of each emotion over the split's clean rows, float32 [7, 48, 48] in 0..255: what is shown in git in place of people.
 
-        An emotion with fewer than 20 faces of real people stays grey (127): a mean of a few would show them.
+        `move` (images [n, 48, 48], points [n, 68, 2] -> images) first brings faces to one place. An emotion with fewer than 20 faces of real
+        people stays grey (127): a mean of a few would show them.
         """
         here, images = self.faces.where(split)[self.faces.clean(split)], self.images(variant)
-        groups = [here[self.faces.labels[here] == k] for k in range(len(EMOTIONS))]
-        least = 1 if self.faces.source == "synthetic" else 20
-        return np.stack([images[rows].mean(0, dtype=np.float32) if len(rows) >= least else np.full((48, 48), 127, np.float32) for rows in groups])
+        means, least = np.full((len(EMOTIONS), 48, 48), 127, np.float32), 1 if self.faces.source == "synthetic" else 20
+        for k in range(len(EMOTIONS)):
+            rows = here[self.faces.labels[here] == k]
+            if len(rows) >= least:
+                means[k] = move(images[rows], self.landmarks.points[rows]).mean(0, dtype=np.float32)
+        return means
 
     def regions(self, index: np.ndarray, names: tuple[str, ...] = REGIONS) -> np.ndarray:
         """Region masks of the faces at `index`, bool [n, R, 48, 48]."""
         return region_masks(self.landmarks.points[index], names)
+
+    @cached_property
+    def region_shares(self) -> dict[str, np.ndarray]:
+        """Share of the test faces whose region covers each pixel, float [48, 48] a region."""
+        index = self.faces.where("test")
+        return {name: self.regions(index, (name,)).mean((0, 1)) for name in REGIONS}
 
     @property
     def versions(self) -> dict[str, int]:

@@ -9,11 +9,11 @@ from scipy.special import softmax
 
 from . import synthetic
 from .augment import standardise, to_float
-from .dataset import Dataset
+from .dataset import VARIANTS, Dataset
 from .faces import EMOTIONS
 from .landmarks import HOW, REGIONS
-from .saliency import (FEATURES, KINDS, RegionAblation, ablation_frame, align, attribute, cam_layer, cascade_randomise, compare_orders, curve_frame,
-                       join_regions, mass_frame, mean_maps, region_ablation)
+from .saliency import (AREA_FILLS, FEATURES, KINDS, RegionAblation, ablation_frame, align, attribute, cam_layer, cascade_randomise, compare_orders,
+                       curve_frame, join_regions, mass_frame, mean_maps, region_ablation, robustness_frame)
 
 
 def attention(model, spec, data: Dataset) -> dict[str, np.ndarray]:
@@ -50,11 +50,14 @@ MEASURES = {"attention": attention}
 
 METHODS = ("saliency", "integrated_gradients", "smoothgrad", "guided_backprop", "grad_cam", "occlusion")
 SETTINGS = {"integrated_gradients": {"n_steps": 16}, "smoothgrad": {"n_steps": 8}, "occlusion": {"window": 12, "stride": 8}}  # averaged over faces
-# One face an emotion for so many test rows: of FER2013's 3,589 that is 39, 20, 5 and 2 faces (disgust has 38 clean rows).
-REGION_ROWS, MAP_ROWS, CURVE_ROWS, CASCADE_ROWS = 90, 176, 700, 1500
+# One face an emotion for so many test rows: of FER2013's 3,589 that is 79, 33, 20, 5 and 2 faces (disgust has 38 clean rows).
+REGION_ROWS, ROBUST_ROWS, MAP_ROWS, CURVE_ROWS, CASCADE_ROWS = 45, 108, 176, 700, 1500
+REGION_FILLS = {"unmasked": ("mean", "blur", "black"), "masked": ("mean",)}  # of each kind of face
 SHARE_REGIONS = {**FEATURES, **{name: (name,) for name in ("brows", "eyes", "background")}}
 CURVE_METHODS = ("integrated_gradients", "grad_cam", "occlusion")
 CASCADE_METHODS = ("saliency", "guided_backprop", "grad_cam")
+ROBUST = {"darkening": ("darkening", "none", "unmasked"), "contrast": ("contrast", "none", "unmasked"),  # name: kind, fill, faces
+          **{f"area_{faces}_{fill}": ("area", fill, faces) for faces in VARIANTS for fill in AREA_FILLS}}
 
 
 def fixed_faces(data: Dataset, rows: int) -> np.ndarray:
@@ -70,16 +73,10 @@ def fixed_faces(data: Dataset, rows: int) -> np.ndarray:
     return np.sort(np.concatenate([shuffled[data.faces.labels[shuffled] == c][:count] for c in range(len(EMOTIONS))]))
 
 
-def mean_faces(data: Dataset) -> tuple[np.ndarray, np.ndarray]:
-    """Mean face of each emotion over the clean test rows in the landmark frame of the mean maps, uint8 [7, 48, 48], and n int64 [7].
-
-    An emotion with fewer than 20 faces stays blank: a mean of a few would show people.
-    """
-    test = data.faces.where("test")[data.faces.clean("test")]
-    aligned = align(data.faces.images[test], data.landmarks.points[test], data.landmarks.points.mean(0), "border")
-    mean, n = mean_maps(aligned, data.faces.labels[test].astype(np.int64), equal=False)
-    mean[n < 20] = 127
-    return mean.round().byte().numpy(), n
+def mean_faces(data: Dataset) -> np.ndarray:
+    """`Dataset.mean_faces` of the unmasked test faces in the landmark frame of the mean maps, float32 [7, 48, 48]."""
+    frame = data.landmarks.points.mean(0)
+    return data.mean_faces("unmasked", move=lambda images, points: align(images, points, frame, "border").numpy())
 
 
 def pack(name: str, frame: pd.DataFrame, keys: tuple[str, ...]) -> dict[str, np.ndarray]:
@@ -103,17 +100,19 @@ def regions(model, spec, data: Dataset) -> dict[str, np.ndarray]:
     """The primary endpoint: what fixed test faces lose when a region goes, and when the same mask goes to a random place.
 
     Packed `ablation_frame`s by emotion and region: `unmasked_mean` (filled with the visible pixels' mean grey), `unmasked_blur`,
-    for a network trained on masked faces `masked_mean`, the same of its own kind of face, and for synthetic data `unmasked_neutral`.
+    `unmasked_black`, for a network trained on masked faces `masked_mean`, the same of its own kind of face, and for synthetic data
+    `unmasked_neutral`.
     """
     device = next(model.parameters()).device
     index = fixed_faces(data, REGION_ROWS)
     found, names = join_regions(data.regions(index), REGIONS, {**FEATURES, **{name: (name,) for name in REGIONS}})  # FEATURES first
     arrays = {}
-    for variant, fill in (("unmasked", "mean"), ("unmasked", "blur"), ("masked", "mean")):
+    for variant, fills in REGION_FILLS.items():
         if variant in ("unmasked", spec.variant):
-            images = torch.as_tensor(np.ascontiguousarray(data.images(variant)[index])).to(device)
-            result = region_ablation(model, images, data.faces.labels[index].astype(np.int64), found, fill, data.scaling, 1)
-            arrays |= pack(f"{variant}_{fill}", ablation_frame(result, names), ("emotion", "region"))
+            images = torch.as_tensor(data.images(variant)[index]).to(device)
+            for fill in fills:
+                result = region_ablation(model, images, data.faces.labels[index].astype(np.int64), found, fill, data.scaling, 1)
+                arrays |= pack(f"{variant}_{fill}", ablation_frame(result, names), ("emotion", "region"))
     if data.synthetic is not None:
         arrays |= pack("unmasked_neutral", ablation_frame(_neutral(model, data, index), synthetic.REGIONS), ("emotion", "region"))
     return arrays
@@ -128,10 +127,24 @@ def _neutral(model, data: Dataset, index: np.ndarray) -> RegionAblation:
     drawn = [units] + [units * (1 - synthetic.region_share(name)) for name in synthetic.REGIONS]
     logits = [model(standardise(to_float(torch.as_tensor(synthetic.draw_faces(u.astype(np.float32))[0]).to(device)), data.scaling)).cpu().numpy()
               for u in drawn]
-    p = np.stack([softmax(one, 1)[np.arange(len(labels)), labels] for one in logits], 1)  # [n, 1 + R]
+    probs = np.stack([softmax(one, 1) for one in logits], 1)  # [n, 1 + R, 7]
     right = np.stack([one.argmax(1) == labels for one in logits], 1).astype(np.float32)
-    intact = [np.repeat(values[:, :1], len(synthetic.REGIONS), 1) for values in (p, right)]
-    return RegionAblation(labels, p[:, 0], p[:, 1:], intact[0], right[:, 0], right[:, 1:], intact[1])
+    intact = [np.repeat(values[:, :1], len(synthetic.REGIONS), 1) for values in (probs, right)]
+    return RegionAblation(labels, probs[:, 0], probs[:, 1:], intact[0], right[:, 0], right[:, 1:], intact[1])
+
+
+def robustness(model, spec, data: Dataset) -> dict[str, np.ndarray]:
+    """How fixed test faces are recognised as light goes, contrast goes, and a growing square hides the picture (masked faces: the last).
+
+    Of each name in ROBUST the packed `robustness_frame` by level and emotion; every network sees the same faces and the same squares.
+    """
+    device = next(model.parameters()).device
+    index, arrays = fixed_faces(data, ROBUST_ROWS), {}
+    images = {faces: torch.as_tensor(data.images(faces)[index]).to(device) for faces in VARIANTS}
+    for name, (kind, fill, faces) in ROBUST.items():
+        frame = robustness_frame(model, images[faces], data.faces.labels[index].astype(np.int64), kind, fill, data.scaling)
+        arrays |= pack(name, frame, ("level", "emotion"))
+    return arrays
 
 
 def saliency(model, spec, data: Dataset) -> dict[str, np.ndarray]:
@@ -177,4 +190,4 @@ def saliency(model, spec, data: Dataset) -> dict[str, np.ndarray]:
             "cascade": np.array(cascade, np.float32)}
 
 
-MEASURES |= {"regions": regions, "saliency": saliency}
+MEASURES |= {"regions": regions, "saliency": saliency, "robustness": robustness}

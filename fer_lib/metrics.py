@@ -4,15 +4,22 @@
     per_class(logits, labels)                   # recall, precision, F1, support of each emotion
     interval(logits, labels, "macro_accuracy")  # 95 % bootstrap over the faces
     over_seeds(values)                          # mean, standard deviation, n, 95 % t interval
+    paired(baseline, perturb)                   # change between two arms, seed by seed
+    two_level(right_a, right_b, labels)         # the same over seeds and faces
 """
 import numpy as np
 import pandas as pd
 from scipy.special import log_softmax
+from scipy.stats import norm
 from scipy.stats import t as student
+from statsmodels.stats import contingency_tables
+from statsmodels.stats.multitest import multipletests
+from statsmodels.stats.proportion import proportion_confint
 
 from .faces import EMOTIONS
 
 HEADLINE = ("accuracy", "macro_accuracy", "macro_f1")
+EQUIVALENT = 0.015  # half-width below which an interval around 0 says "no change": what the test split's 3,589 faces resolve
 
 
 def confusion(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
@@ -51,13 +58,51 @@ def measures(logits: np.ndarray, labels: np.ndarray, bins: int = 15) -> dict[str
     logp = log_softmax(logits.astype(np.float64), axis=1)
     p = np.exp(logp)
     found = _from_confusion(confusion(logits, labels))
-    confidence, right = p.max(1), (p.argmax(1) == labels).astype(float)
-    bin_ = np.minimum((confidence * bins).astype(int), bins - 1)
+    bin_, confidence, right = _bins(p, labels, bins)
     gap = np.abs(np.bincount(bin_, confidence - right, bins))
     onehot = np.eye(p.shape[1])[labels]
     return {**{name: float(found[name]) for name in HEADLINE}, "ece": float(gap.sum() / len(labels)),
             "nll": float(-logp[np.arange(len(labels)), labels].mean()), "brier": float(((p - onehot) ** 2).sum(1).mean()),
             "n": int(len(labels))}
+
+
+def _bins(p: np.ndarray, labels: np.ndarray, bins: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Of probabilities [n, 7]: the bin (of equal width) of each face's confidence, the confidence, and whether the prediction is right."""
+    confidence, right = p.max(1), (p.argmax(1) == labels).astype(float)
+    return np.minimum((confidence * bins).astype(int), bins - 1), confidence, right
+
+
+def reliability(logits: np.ndarray, labels: np.ndarray, bins: int = 15) -> pd.DataFrame:
+    """Confidence against accuracy, the bins of `measures`' ece: one row a bin that holds faces.
+
+    logits [n, 7], labels [n] -> bin, n (faces), confidence (mean), accuracy, low and high (its 95 % Wilson interval); fractions.
+    """
+    bin_, confidence, right = _bins(np.exp(log_softmax(logits.astype(np.float64), axis=1)), labels, bins)
+    faces = pd.DataFrame({"bin": bin_, "confidence": confidence, "accuracy": right}).groupby("bin")
+    frame = faces.mean().assign(n=faces.size()).reset_index()[["bin", "n", "confidence", "accuracy"]]
+    low, high = wilson(frame["accuracy"], frame["n"])
+    return frame.assign(low=low, high=high)
+
+
+def wilson(share, n) -> tuple:
+    """Wilson's 95 % interval (low, high) of shares of n faces (numbers or arrays); rounded, so that an end at 0 or 1 is exactly that."""
+    return tuple(np.round(proportion_confint(np.multiply(share, n), n, method="wilson"), 12))
+
+
+def batched_macro_f1(logits: np.ndarray, labels: np.ndarray, batch: int = 16, seed: int = 0) -> float:
+    """The first paper's own evaluation: the mean of macro F1 over shuffled batches, the last incomplete one dropped.
+
+    As scikit-learn's f1_score has it, a class that a batch neither shows nor predicts counts in no mean, one without a hit counts 0.
+    Raises ValueError when there are fewer faces than a batch holds.
+    """
+    batches = len(labels) // batch
+    if not batches:
+        raise ValueError(f"{len(labels)} faces fill no batch of {batch}: take a smaller batch.")
+    drawn = np.random.default_rng(seed).permutation(len(labels))[:batches * batch].reshape(batches, batch)
+    own, predicted = (np.eye(len(EMOTIONS))[classes[drawn]] for classes in (labels, logits.argmax(1)))  # (batches, batch, 7)
+    shown = (own + predicted).sum(1)  # (batches, 7)
+    f1 = 2 * (own * predicted).sum(1) / np.maximum(shown, 1)
+    return float((f1.sum(1) / (shown > 0).sum(1)).mean())
 
 
 def resampled(logits: np.ndarray, labels: np.ndarray, n_resamples: int = 2000, seed: int = 0) -> dict[str, np.ndarray]:
@@ -85,3 +130,105 @@ def over_seeds(values, level: float = 0.95) -> dict[str, float]:
     sd = float(np.std(values, ddof=1))
     half = student.ppf(0.5 + level / 2, n - 1) * sd / np.sqrt(n)
     return {"mean": mean, "sd": sd, "n": n, "low": mean - half, "high": mean + half}
+
+
+def paired(a, b, level: float = 0.95) -> dict[str, float]:
+    """From arm a to arm b, values of the same seeds in the same order: change (mean of b - a), sd, n, the t interval, p of the paired t test.
+
+    The faces are taken as they are: what is uncertain is the training, not the test split. One pair has change and n only (else NaN).
+    Raises ValueError when the arms differ in length.
+    """
+    if len(a) != len(b):
+        raise ValueError(f"Arms of {len(a)} and {len(b)} seeds cannot be paired: give both the same seeds in the same order.")
+    change = np.asarray(b, float) - np.asarray(a, float)
+    found = over_seeds(change, level)
+    with np.errstate(divide="ignore", invalid="ignore"):  # without spread p is 0, or NaN where nothing changed
+        p = float(2 * student.sf(abs(found["mean"]) / (found["sd"] / np.sqrt(found["n"])), found["n"] - 1)) if found["n"] > 1 else np.nan
+    return {"change": found.pop("mean"), **found, "p": p}
+
+
+def two_level(right_a: np.ndarray, right_b: np.ndarray, labels: np.ndarray, measure: str = "macro_accuracy", level: float = 0.95,
+              n_resamples: int = 2000, seed: int = 0) -> dict:
+    """Change from arm a to arm b with a bootstrap interval over seeds and faces, both arms on the same draws.
+
+    right_a, right_b   bool [S, n], one row a seed (the same seeds in the same order): is the prediction right?   labels   [n]
+    measure            accuracy, macro_accuracy, or recall (change, low and high are then arrays [7], NaN for an emotion without faces)
+    Returns change, low, high, n_seeds, n. A score's own interval is its change from an arm that is never right.
+
+    Drawn are cells of faces alike in label and in every prediction (multinomial, exact), and seeds. A plain bootstrap of few seeds
+    covers too little (they vary by (S-1)/S too little, and their spread itself is a guess): a draw's deviation by its seeds is
+    stretched by sqrt(S/(S-1)) * t/z, with the t quantile of S-1 degrees of freedom. Chance that belongs to one net on one face is in the
+    seeds' spread already, and a bootstrap of rows and columns counts it three times (Owen 2007, The pigeonhole bootstrap): the deviation
+    by the faces is shrunk to the part that the seeds share, their mean covariance over the draws. With one seed the faces alone are drawn.
+    Raises ValueError for shapes that do not fit and for an unknown measure.
+    """
+    right_a, right_b, labels = np.atleast_2d(right_a), np.atleast_2d(right_b), np.asarray(labels)
+    if right_a.shape != right_b.shape or right_a.shape[1] != len(labels):
+        raise ValueError(f"Arms {right_a.shape} and {right_b.shape} with {len(labels)} labels do not fit: give [seeds, faces] twice, and [faces].")
+    known = ("accuracy", "macro_accuracy", "recall")
+    if measure not in known:
+        raise ValueError(f"Unknown measure {measure!r}: use one of {', '.join(known)}.")
+    (n_seeds, n), rng = right_a.shape, np.random.default_rng(seed)
+    cells, counts = np.unique(np.vstack([labels, right_a, right_b]).astype(np.uint8), axis=1, return_counts=True)  # (1 + 2S, K), (K,)
+    weights = np.vstack([counts, rng.multinomial(n, counts / n, n_resamples)]).astype(float)  # (1 + R, K), the data first
+    own, (_, a, b) = np.eye(len(EMOTIONS))[cells[0]], np.split(cells.astype(float), (1, 1 + n_seeds))
+    support = (weights @ own)[:, None]  # (1 + R, 1, 7)
+    gain = np.stack([weights @ ((b - a)[s][:, None] * own) for s in range(n_seeds)], 1)  # (1 + R, S, 7)
+    recall = gain / np.maximum(support, 1)
+    changes = {"accuracy": gain.sum(-1, keepdims=True) / n, "recall": recall,
+               "macro_accuracy": recall.sum(-1, keepdims=True) / (support > 0).sum(-1, keepdims=True)}[measure]  # (1 + R, S, 1 or 7)
+    seen, drawn = changes[0], changes[1:]
+    change = seen.mean(0)
+    draws = drawn.mean(1) - change  # (R, 1 or 7)
+    if n_seeds > 1:
+        shared = (n_seeds * draws.var(0) - drawn.var(0).mean(0)) / (n_seeds - 1)  # mean covariance of two seeds
+        draws *= np.sqrt(np.maximum(shared, 0) / np.maximum(draws.var(0), 1e-12))
+        stretch = np.sqrt(n_seeds / (n_seeds - 1)) * student.ppf(0.5 + level / 2, n_seeds - 1) / norm.ppf(0.5 + level / 2)
+        draws += stretch * (rng.multinomial(n_seeds, np.full(n_seeds, 1 / n_seeds), n_resamples) / n_seeds @ seen - change)
+    low, high = change + np.percentile(draws, [50 * (1 - level), 50 * (1 + level)], axis=0)
+    found = {"change": change, "low": low, "high": high}
+    found = {name: np.where(support[0, 0] > 0, value, np.nan) if measure == "recall" else float(value[0]) for name, value in found.items()}
+    return {**found, "n_seeds": n_seeds, "n": n}
+
+
+def mcnemar(right_a: np.ndarray, right_b: np.ndarray) -> dict[str, float]:
+    """Exact McNemar test of ONE net against one other on the same faces: faces that a alone and b alone gets right, and p.
+
+    right_a, right_b bool [n]. It says nothing about recipes: two trainings of one recipe are found to differ too often, use `paired`.
+    """
+    a_only, b_only = int((right_a & ~right_b).sum()), int((right_b & ~right_a).sum())
+    found = contingency_tables.mcnemar([[0, a_only], [b_only, 0]], exact=True)
+    return {"a_only": a_only, "b_only": b_only, "p": float(found.pvalue)}
+
+
+def holm(p) -> np.ndarray:
+    """Holm's adjusted p values [m], in their order; NaN (nothing was tested) stays NaN and counts in no family."""
+    p = np.asarray(p, float)
+    adjusted, tested = p.copy(), ~np.isnan(p)
+    if tested.any():
+        adjusted[tested] = multipletests(p[tested], method="holm")[1]
+    return adjusted
+
+
+def verdict(low: float, high: float, n: int | None, direction: str, published: float | None = None) -> str:
+    """A claim's verdict by the rule of STUDY.md section 6, from the 95 % t interval over n seed pairs.
+
+    direction    "+" or "-": reproduced when the interval excludes 0 on that side; not reproduced when it excludes that sign, or includes 0
+                 and excludes the `published` value. "0", a claim of no change: reproduced when it includes 0 with a half-width below
+                 EQUIVALENT (1.5 points, what the test split resolves); not reproduced when it excludes 0.
+    Else, and with fewer than three seeds, inconclusive; without runs (n 0 or None) not testable. ValueError for another direction.
+    """
+    if direction not in ("+", "-", "0"):
+        raise ValueError(f"Unknown direction {direction!r}: use one of +, -, 0.")
+    if not n:
+        return "not testable"
+    if n < 3 or np.isnan(low) or np.isnan(high):
+        return "inconclusive"
+    has_zero = low <= 0 <= high
+    if direction == "0":
+        reproduced, refuted = has_zero and (high - low) / 2 < EQUIVALENT, not has_zero
+    else:
+        reproduced, against = (low > 0, high <= 0) if direction == "+" else (high < 0, low >= 0)
+        known = published is not None and not np.isnan(published)
+        refuted = against or (has_zero and known and not low <= published <= high)
+    return "reproduced" if reproduced else "not reproduced" if refuted else "inconclusive"

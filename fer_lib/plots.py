@@ -303,6 +303,70 @@ def mask_changes(frame: pd.DataFrame) -> Figure:
     return figure
 
 
+VIEW_NAMES = {"all": "all test faces", "clean": "without copies", "agree": "FER+ agrees", "author": "first paper's rows",
+              "author, masked": "the same, masked"}
+
+
+def ranking_by_view(frame: pd.DataFrame) -> Figure:
+    """Macro accuracy of every model, a panel (with its own scale) a view of the test split, with 95 % intervals over seeds and faces and the rank
+    above, bold where it is not that of the first view; hollow where the view's first model is better by more than chance (paired).
+    `frame` is 02_rankings."""
+    views = [view for view in VIEW_NAMES if view in set(frame["view"])]
+    first = frame[frame["view"] == views[0]].sort_values("rank").set_index("model")["rank"]
+    models = list(first.index)
+    figure, axes = plt.subplots(1, len(views), figsize=(2.6 * len(views) + 1.4, 1.5 + 0.42 * len(models)), sharey=True, squeeze=False)
+    for axis, view in zip(axes[0], views):
+        part = frame[frame["view"] == view].set_index("model").reindex(models)
+        for y, (model, row) in enumerate(part.iterrows()):
+            level = row["behind_low"] <= 0
+            axis.errorbar(row["macro_accuracy"], y, xerr=[[row["macro_accuracy"] - row["low"]], [row["high"] - row["macro_accuracy"]]], fmt="o",
+                          color=MODEL_COLOURS[model], markerfacecolor=MODEL_COLOURS[model] if level else "white", markersize=8, elinewidth=1.6)
+            moved = row["rank"] != first[model]
+            axis.text(row["macro_accuracy"], y - 0.2, f"{row['rank']:.0f}", ha="center", va="bottom", fontsize=12 if moved else 10,
+                      fontweight="bold" if moved else "normal")
+        axis.set_title(f"{VIEW_NAMES[view]}\n{part['n'].iloc[0]:,.0f} faces", fontsize=11, fontweight="normal")
+        axis.xaxis.set_major_locator(matplotlib.ticker.MaxNLocator(3))
+        percent(axis.xaxis)
+        axis.grid(axis="y", visible=False)
+    axes[0, 0].set_yticks(range(len(models)), [MODEL_NAMES[model] for model in models])
+    axes[0, 0].set_ylim(len(models) - 0.5, -0.8)
+    axes[0, len(views) // 2].set_xlabel("macro accuracy; hollow: surely behind the first model (95 %, paired)", fontsize=10,
+                                        x=0.5 if len(views) % 2 else 0)
+    moved = frame[frame["rank"] != frame["model"].map(first)]["model"].nunique()
+    return _headline(figure, f"{moved} of {len(models)} models have another rank in another view" if moved else "No view changes the ranking")
+
+
+def reliability_curves(frame: pd.DataFrame) -> Figure:
+    """Accuracy against confidence, a panel a model and a line a seed, with 95 % Wilson intervals; bars are the share of faces in each bin.
+    Bins of fewer than five faces have no point. `frame` is 02_reliability."""
+    models = [m for m in MODEL_NAMES if m in set(frame["model"])]
+    columns = min(3, len(models))
+    rows = -(-len(models) // columns)
+    figure, axes = plt.subplots(rows, columns, figsize=(3.7 * columns, 3.3 * rows), sharex=True, sharey=True, squeeze=False)
+    for axis, model in zip(axes.flat, models):
+        own = frame[frame["model"] == model]
+        share = own.groupby("bin")["n"].sum() / own["n"].sum()
+        axis.bar((share.index + 0.5) / 15, share, 1 / 15, color="#e3e3e3")
+        axis.plot([0, 1], [0, 1], color="#333333", lw=0.8, ls="--")
+        name = f"ECE {100 * own.groupby('seed')['ece'].first().mean():.1f} %"
+        for seed, part in own[own["n"] >= 5].groupby("seed"):
+            error = np.abs([part["accuracy"] - part["low"], part["high"] - part["accuracy"]])
+            axis.errorbar(part["confidence"], part["accuracy"], yerr=error, fmt="o-", color=MODEL_COLOURS[model], markersize=4, lw=1.4,
+                          elinewidth=1, label=name if seed == own["seed"].iloc[0] else None)
+        axis.set_title(MODEL_NAMES[model])
+        axis.legend(loc="upper left", handlelength=1)
+        percent(axis.xaxis)
+        percent(axis.yaxis)
+    for axis in axes.flat[len(models):]:
+        axis.set_visible(False)
+    for axis in axes[-1]:
+        axis.set_xlabel("confidence")
+    for axis in axes[:, 0]:
+        axis.set_ylabel("accuracy")
+    modest = ((frame["accuracy"] - frame["confidence"]) * frame["n"]).groupby(frame["model"]).sum() > 0
+    return _headline(figure, f"Models more often right than confident (above the line): {modest.sum()} of {len(modest)}")
+
+
 # ------------------------------------------------------------------------------------------------------------------- 03 attention
 
 def face_maps(maps: np.ndarray, rows: list[str], columns: list[str], title: str, cmap: str = "viridis", vmin: float | None = None,
@@ -376,10 +440,10 @@ def arms(frame: pd.DataFrame, baseline: str = "baseline") -> Figure:
     base = all_[(all_["arm"] == baseline) & (all_["evaluation"] == "clean")].mean(numeric_only=True)
     axis.axvspan(base["macro_accuracy_low"], base["macro_accuracy_high"], color="#777777", alpha=0.15, lw=0)
     axis.set_yticks(range(len(names)), names)
-    axis.invert_yaxis()
+    axis.set_ylim(len(names) - 0.5, -0.5)
     clean = all_[all_["evaluation"] == "clean"].groupby("arm")["macro_accuracy"].mean()
     axis.set_title(f"Highest on whole faces: {clean.idxmax()} ({clean.max():.1%})")
-    axis.set_xlabel("macro accuracy, test split (95 % over the faces; band: the baseline's)")
+    axis.set_xlabel(f"macro accuracy, test split (95 % over the faces; band: {baseline})")
     percent(axis.xaxis)
     axis.legend(loc="upper left", bbox_to_anchor=(1, 1), title="evaluated on")
     return figure
@@ -424,6 +488,34 @@ def scheme_gains(frame: pd.DataFrame) -> Figure:
     above = int((gains[gains["evaluation"] == "clean"].groupby("model")["gain_low"].mean() > 0).sum())
     axis.set_title(f"The scheme gains beyond the faces' interval: {above} of {len(models)} networks (clean)")
     return figure
+
+
+def control_gains(frame: pd.DataFrame, measure: str = "macro_accuracy") -> Figure:
+    """What the scheme gains over the baseline and each control, on whole and on masked test faces: the seed-paired 95 % t interval thick, the
+    two-level bootstrap over seeds and faces thin. `frame` is 05_controls; several networks lie in panels below each other."""
+    frame = frame[frame["measure"] == measure]
+    models, names = list(dict.fromkeys(frame["model"])), list(dict.fromkeys(frame["against"]))
+    figure, axes = plt.subplots(len(models), 2, figsize=(11, (0.42 * len(names) + 1.3) * len(models)), sharex=True, sharey=True, squeeze=False)
+    for (i, model), (j, test) in ((a, b) for a in enumerate(models) for b in enumerate(("unmasked", "masked"))):
+        axis = axes[i, j]
+        for evaluation, colour, shift in (("clean", "#0072B2", -0.14), ("views", "#009E73", 0.14)):
+            part = frame[(frame["model"] == model) & (frame["test"] == test) & (frame["evaluation"] == evaluation)].set_index("against")
+            y = [names.index(name) + shift for name in part.index]
+            axis.hlines(y, part["two_level_low"], part["two_level_high"], color=colour, lw=1.2)
+            axis.hlines(y, part["low"], part["high"], color=colour, lw=4, alpha=0.45)
+            axis.plot(part["change"], y, "o", color=colour, markersize=6, label=evaluation)
+        axis.axvline(0, color="#333333", lw=0.8)
+        axis.set_title(f"{MODEL_NAMES[model]}, {test} test faces, {int(frame.loc[frame['model'] == model, 'seeds'].max())} seeds")
+        axis.set_yticks(range(len(names)), names)
+        points(axis.xaxis)
+        axis.grid(axis="y", visible=False)
+    axes[0, 0].set_ylim(len(names) - 0.5, -0.5)
+    for axis in axes[-1]:
+        axis.set_xlabel(f"gain of the scheme, points of {measure.replace('_', ' ')}")
+    axes[0, -1].legend(loc="upper left", bbox_to_anchor=(1, 1), title="evaluated on")
+    whole = frame[(frame["test"] == "unmasked") & (frame["evaluation"] == "clean")]
+    return _headline(figure, f"On whole faces the scheme beats {int((whole['low'] > 0).sum())} of {len(whole)} arms beyond the seeds' interval and "
+                             f"loses to {int((whole['high'] < 0).sum())}")
 
 
 def emotion_changes(frame: pd.DataFrame) -> Figure:
@@ -486,60 +578,68 @@ METHOD_NAMES = {"saliency": "gradient", "integrated_gradients": "integrated grad
 REFERENCE_COLOURS = {"untrained": "#D55E00", "edge_map": "#0072B2", "centre_prior": "#7F7F7F", "random_order": "#BBBBBB"}
 
 
-def region_heatmaps(frame: pd.DataFrame, title: str) -> Figure:
-    """Emotion x region of one run or the mean over runs: what hiding the region costs, what the same mask elsewhere costs, and the
-    difference, on one scale. `frame` is part of 06_region_ablation; a dot marks a difference whose interval over faces excludes 0."""
+def region_matrices(panels: dict[str, pd.DataFrame], title: str, measure: str = "separation") -> Figure:
+    """Emotion x region, a panel a name, all on one scale: what hiding the region costs beyond the same mask at a random place, in points, the
+    mean over the panel's runs; a dot where the interval over faces excludes 0 in every run, on the same side. Frames are parts of
+    06_region_ablation, `measure` p, accuracy or separation."""
     rows = ["all", *EMOTIONS]
-    panels = (("drop_p", "region hidden"), ("control_p", "same mask, random place"), ("difference_p", "difference"))
-    mean = frame.groupby(["emotion", "region"], sort=False).mean(numeric_only=True)
-    order = list(dict.fromkeys(frame["region"]))
-    reach = 100 * float(np.nanmax(np.abs(mean[[name for name, _ in panels]].to_numpy())))
-    figure, axes = plt.subplots(1, 3, figsize=(15.5, 4.4), sharey=True)
-    for axis, (column, name) in zip(axes, panels):
-        values = 100 * mean[column].unstack().reindex(rows)[order]
-        text = values.map(lambda value: "" if np.isnan(value) else f"{round(value) + 0:.0f}")
-        if column == "difference_p":
-            sure = (mean["difference_p_low"] * mean["difference_p_high"] > 0).unstack().reindex(rows)[order]
-            text = text + sure.map(lambda yes: "\u2022" if yes else "")
-        sns.heatmap(values, ax=axis, cmap="RdBu_r", vmin=-reach, vmax=reach, annot=text, fmt="", annot_kws={"fontsize": 8.5}, linewidths=0.5,
-                    cbar=axis is axes[-1], cbar_kws={"label": "points of p(label) lost"})
+    order = list(dict.fromkeys(next(iter(panels.values()))["region"]))
+    cells = {name: frame.groupby(["emotion", "region"], sort=False) for name, frame in panels.items()}
+    values = {name: 100 * part[f"difference_{measure}"].mean().unstack().reindex(rows)[order] for name, part in cells.items()}
+    sure = {name: ((part[f"difference_{measure}_low"].min() > 0) | (part[f"difference_{measure}_high"].max() < 0)).unstack().reindex(rows)[order]
+            for name, part in cells.items()}
+    reach = max(float(np.nanmax(np.abs(value.to_numpy()))) for value in values.values())
+    columns = min(3, len(panels))
+    lines = -(-len(panels) // columns)
+    figure, axes = plt.subplots(lines, columns, figsize=(5.1 * columns + 0.6, 3.4 * lines + 1), sharex=True, sharey=True, squeeze=False)
+    for axis, name in zip(axes.flat, panels):
+        text = values[name].map(lambda value: "" if np.isnan(value) else f"{round(value) + 0:.0f}")
+        text += sure[name].map(lambda yes: "\u2022" if yes is True or yes == 1 else "")
+        sns.heatmap(values[name], ax=axis, cmap="RdBu_r", vmin=-reach, vmax=reach, annot=text, fmt="", annot_kws={"fontsize": 8}, linewidths=0.5,
+                    cbar=False)
         axis.set(xlabel="", ylabel="")
-        axis.set_title(name, fontweight="normal")
-        axis.set_xticks(np.arange(len(order)) + 0.5, [r.replace("_", " ") for r in order], rotation=45, ha="right")
+        axis.set_title(name, fontweight="normal", fontsize=11)
+        axis.set_xticks(np.arange(len(order)) + 0.5, [region.replace("_", " ") for region in order], rotation=45, ha="right", fontsize=9)
+        axis.tick_params(left=False, bottom=False, labelbottom=axis in axes.flat[len(panels) - columns: len(panels)])
         axis.axhline(1, color="#333333", lw=1)
         axis.axvline(3, color="#333333", lw=1)
-        axis.tick_params(left=False, bottom=False)
+    for axis in axes.flat[len(panels):]:
+        axis.set_visible(False)
+    scale = matplotlib.cm.ScalarMappable(matplotlib.colors.Normalize(-reach, reach), "RdBu_r")
+    what = {"p": "p(label)", "accuracy": "accuracy"}.get(measure, measure)
+    figure.colorbar(scale, ax=axes.ravel().tolist(), shrink=0.8, aspect=30, pad=0.01).set_label(f"points of {what} lost", fontsize=9)
     return _headline(figure, title)
 
 
-def region_models(frame: pd.DataFrame, title: str, emotions: tuple[str, ...] = ("all", *EMOTIONS)) -> Figure:
-    """Drop minus control of the three main regions (colour) for every network and kind of training (rows), a panel an emotion, with
-    intervals over faces. `frame` is part of 06_region_ablation."""
-    colours = {"brows+eyes": REGION_COLOURS["eyes"], "nose": "#B8A000", "mouth": REGION_COLOURS["mouth"]}
-    arms = list(dict.fromkeys(zip(frame["model"], frame["train"], frame["scheme"])))
-    arms.sort(key=lambda arm: (list(MODEL_NAMES).index(arm[0]), arm[1] == "masked", arm[2]))
-    figure, axes = plt.subplots(2, -(-len(emotions) // 2), figsize=(15, 1.6 + 0.5 * len(arms)), sharex=True, sharey=True)
-    for axis, emotion in zip(axes.flat, emotions):
-        for i, (region, colour) in enumerate(colours.items()):
-            part = frame[(frame["emotion"] == emotion) & (frame["region"] == region)].groupby(["model", "train", "scheme"]).mean(numeric_only=True)
-            part = part.reindex(pd.MultiIndex.from_tuples(arms))
-            error = np.abs(np.array([part["difference_p"] - part["difference_p_low"], part["difference_p_high"] - part["difference_p"]]))
-            axis.errorbar(part["difference_p"], np.arange(len(arms)) + 0.22 * (i - 1), xerr=error, fmt="o", color=colour, markersize=4.5,
-                          elinewidth=1.2, label=region)
-        axis.axvline(0, color="#333333", lw=0.8)
-        axis.set_title(emotion)
-        axis.grid(axis="y", visible=False)
-        for i in range(1, len(arms)):
-            if arms[i][0] != arms[i - 1][0]:
-                axis.axhline(i - 0.5, color="#dddddd", lw=0.8)
-    names = {"unmasked": "", "masked": ", trained on masks"}
-    for axis in axes[:, 0]:
-        axis.set_yticks(range(len(arms)), [MODEL_NAMES[m] + (", scheme" if s == "perturb" else names[t]) for m, t, s in arms], fontsize=9)
-    axes[0, 0].set_ylim(len(arms) - 0.5, -0.5)
-    for axis in axes[-1]:
-        points(axis.xaxis)
-    axes[-1, 1].set_xlabel("points of p(label) lost when the region is hidden, less the same mask at a random place", x=1.03, fontsize=10)
-    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside right upper", fontsize=10)
+TRAININGS = {("unmasked", "baseline"): ("trained on unmasked faces", "#777777"), ("masked", "baseline"): ("trained on masked faces", "#D55E00"),
+             ("unmasked", "perturb"): ("Perturb Scheme", "#0072B2")}
+
+
+def robustness(frame: pd.DataFrame, title: str) -> Figure:
+    """Accuracy as faces lose light, contrast or area, a line a training, bands the 95 % intervals over faces (mean over runs). `frame` is one
+    network's part of 06_robustness."""
+    panels = {("area", "black", "unmasked"): "hidden, black", ("area", "mean", "unmasked"): "hidden, grey",
+              ("area", "black", "masked"): "masked face, hidden, black", ("darkening", "none", "unmasked"): "less light",
+              ("contrast", "none", "unmasked"): "less contrast"}
+    figure, axes = plt.subplots(1, len(panels), figsize=(16, 3.9), sharey=True)
+    every = frame[frame["emotion"] == "all"].groupby(["kind", "fill", "faces", "train", "scheme", "level"]).mean(numeric_only=True)
+    for axis, (panel, name) in zip(axes, panels.items()):
+        for training, (label, colour) in TRAININGS.items():
+            if (*panel, *training) in every.index.droplevel("level"):
+                part = every.loc[(*panel, *training)]
+                axis.plot(part.index, part["accuracy"], "o-", color=colour, label=label, markersize=4, lw=1.8)
+                axis.fill_between(part.index, part["low"], part["high"], color=colour, alpha=0.18, lw=0)
+        hidden = panel[0] == "area"
+        axis.axhline(1 / len(EMOTIONS), color="#333333", lw=0.8, ls=":")
+        axis.set_title(name, fontweight="normal")
+        axis.set_xlabel("share of the picture hidden" if hidden else "share left")
+        axis.set_xlim((-0.02, 0.72) if hidden else (1.03, 0.05))
+        percent(axis.xaxis)
+        percent(axis.yaxis)
+    axes[0].set_ylabel("accuracy on the fixed faces")
+    axes[0].set_ylim(0, None)
+    handles = {label: handle for axis in axes for handle, label in zip(*axis.get_legend_handles_labels())}
+    figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=3, fontsize=10)
     return _headline(figure, title)
 
 
@@ -640,49 +740,54 @@ def randomisation(frame: pd.DataFrame, title: str) -> Figure:
     return _headline(figure, title)
 
 
-def map_similarities(frame: pd.DataFrame, title: str) -> Figure:
-    """Rank similarity of mean maps between two networks, a panel a method: large dots the mean over emotions, small ones each emotion; a
-    black stroke is the seed-to-seed floor where there is one. `frame` is 06_similarity."""
-    kinds = {"perturb": "scheme against baseline", "masked": "trained on masked against unmasked", "architecture": "other architecture",
-             "seed": "other seed"}
-    kinds = {kind: name for kind, name in kinds.items() if (frame["comparison"] == kind).any()}
+def map_similarities(frame: pd.DataFrame, floor: pd.DataFrame, title: str) -> Figure:
+    """Left: rank correlation of the mean maps of two networks of different seeds (of one, where there is one), a dot a pair, a stroke the mean.
+    Right: how far the scheme and masked training lie from the seed-to-seed floor, with 95 % intervals over seeds. `frame` is 06_seeds_similarity, `floor` 06_seeds_floor."""
+    kinds = {"seed": ("two seeds of the baseline (floor)", "#222222"), "perturb": ("scheme against baseline", "#0072B2"),
+             "masked": ("trained on masked against unmasked", "#D55E00")}
+    frame, floor = (part[part["emotion"] == "all"] for part in (frame, floor))
+    apart = frame["seed"] != frame["other_seed"]
+    frame = frame[apart] if apart.any() else frame
     methods = [m for m in METHOD_NAMES if m in set(frame["method"])]
-    figure, axes = plt.subplots(1, len(methods), figsize=(2.3 * len(methods) + 2, 1.6 + 0.7 * len(kinds)), sharey=True, sharex=True)
-    for axis, method in zip(np.atleast_1d(axes), methods):
-        part = frame[frame["method"] == method]
-        for y, kind in enumerate(kinds):
-            here = part[part["comparison"] == kind]
-            models = list(dict.fromkeys(here["model"]))
-            for i, model in enumerate(models):
-                own, place = here[here["model"] == model], y + 0.13 * (i - (len(models) - 1) / 2)
-                each = own[own["emotion"] != "all"]["similarity"]
-                axis.plot(each, [place] * len(each), ".", color=MODEL_COLOURS[model], alpha=0.35, markersize=5)
-                axis.plot(own[own["emotion"] == "all"]["similarity"].mean(), place, "o", color=MODEL_COLOURS[model], markersize=6)
-                floor = own[own["emotion"] == "all"]["floor"].mean()
-                axis.plot(floor, place, "|", color="black", markersize=10)
-        axis.set_title(METHOD_NAMES[method].replace(" (", "\n("), fontsize=10, fontweight="normal")
-        axis.set(xlim=(-0.6, 1.03), xticks=[-0.5, 0, 0.5, 1])
-        axis.axvline(0, color="#333333", lw=0.8)
+    figure, axes = plt.subplots(1, 2, figsize=(13, 1.8 + 0.5 * max(len(methods), 1)), sharey=True)
+    for i, (kind, (name, colour)) in enumerate(kinds.items()):
+        for y, method in enumerate(methods):
+            each = frame[(frame["comparison"] == kind) & (frame["method"] == method)]["similarity"]
+            place = y + 0.24 * (i - 1)
+            axes[0].plot(each, [place] * len(each), ".", color=colour, alpha=0.4, markersize=7, label=name if y == 0 else None)
+            axes[0].plot(each.mean(), place, "|", color=colour, markersize=13, markeredgewidth=2)
+            for _, row in floor[(floor["comparison"] == kind) & (floor["method"] == method)].iterrows():
+                axes[1].errorbar(row["change"], place, xerr=np.nan_to_num([[row["change"] - row["low"]], [row["high"] - row["change"]]]), fmt="o",
+                                 color=colour, markersize=6)
+    axes[0].set_yticks(range(len(methods)), [METHOD_NAMES[m] for m in methods])
+    axes[0].set_ylim(len(methods) - 0.5, -0.5)
+    axes[0].set_xlabel("rank correlation of mean maps, mean over emotions")
+    axes[1].set_xlabel("less the floor (left of 0: the maps differ more than two seeds do)")
+    axes[1].axvline(0, color="#333333", lw=0.8)
+    for axis in axes:
         axis.grid(axis="y", visible=False)
-    np.atleast_1d(axes)[0].set_yticks(range(len(kinds)), kinds.values())
-    np.atleast_1d(axes)[0].invert_yaxis()
-    np.atleast_1d(axes)[len(methods) // 2].set_xlabel("rank correlation of mean maps", x=0, fontsize=10)
-    models = [m for m in MODEL_NAMES if m in set(frame["model"])]
-    figure.legend([plt.Line2D([], [], marker="o", ls="", color=MODEL_COLOURS[m]) for m in models], [MODEL_NAMES[m] for m in models],
-                  loc="outside right center", fontsize=9)
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=3, fontsize=10)
     return _headline(figure, title)
 
 
-def truth_and_found(truth: pd.DataFrame, frame: pd.DataFrame, title: str) -> Figure:
-    """Synthetic faces: which region carries each emotion in the generator, and what a network loses by each fill, the mean over runs.
-    `truth` is the generator's table, `frame` part of 06_region_ablation. A panel has its own scale: compare patterns, not sizes."""
-    names = list(dict.fromkeys(truth["region"]))
-    panels = {"truth: units at rest,\nrecall of the unit classifier": truth.pivot(index="emotion", columns="region", values="loss")}
-    for fill, name in (("neutral", "network: units at rest,\nface drawn again"), ("blur", "network: region blurred,\nless control"),
-                       ("mean", "network: region grey,\nless control")):
-        panels[name] = frame[frame["fill"] == fill].pivot_table(index="emotion", columns="region", values="difference_p")
-    figure, axes = plt.subplots(1, len(panels), figsize=(15.5, 4.2), sharey=True)
-    for axis, (name, values) in zip(axes, panels.items()):
+def truth_and_found(rest: pd.DataFrame, hidden: pd.DataFrame, frame: pd.DataFrame, title: str) -> Figure:
+    """Synthetic faces, two truths and what networks lose (mean over runs). Above: the region's units at rest, in the generator and with the face
+    drawn again. Below: the region not seen, in the generator and with the region blurred or grey. `rest` and `hidden` are the generator's tables,
+    `frame` part of 06_region_ablation. A panel has its own scale: compare patterns, not sizes."""
+    names = list(dict.fromkeys(rest["region"]))
+
+    def found(fill: str, measure: str) -> pd.DataFrame:
+        return frame[frame["fill"] == fill].pivot_table(index="emotion", columns="region", values=f"difference_{measure}")
+
+    panels = {"truth: units at rest, recall": rest.pivot(index="emotion", columns="region", values="loss"),
+              "network: drawn again at rest, p(label)": found("neutral", "p"), "": None,
+              "truth: units unseen, separation": hidden.pivot(index="emotion", columns="region", values="loss"),
+              "network: blurred less control, separation": found("blur", "separation"), "network: grey less control, p(label)": found("mean", "p")}
+    figure, axes = plt.subplots(2, 3, figsize=(13.5, 7), sharey=True, sharex=True)
+    for axis, (name, values) in zip(axes.flat, panels.items()):
+        if values is None:
+            axis.set_visible(False)
+            continue
         values = 100 * values.loc[list(EMOTIONS), names]
         reach = max(float(np.nanmax(np.abs(values.to_numpy()))), 1e-9)
         sns.heatmap(values, ax=axis, cmap="RdBu_r", vmin=-reach, vmax=reach, annot=values.map(lambda v: f"{round(v) + 0:.0f}"), fmt="",

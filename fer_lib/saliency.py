@@ -28,6 +28,7 @@ from torch import Tensor, nn
 from .augment import standardise, to_float
 from .faces import EMOTIONS
 from .masking import OCCLUSIONS, occlude, random_patches, roll_region
+from .metrics import wilson
 
 Array = Tensor | np.ndarray
 Scaling = tuple[float, float]  # mean and standard deviation of [0, 1] pixels, with which x was standardised
@@ -97,17 +98,16 @@ def _targets(target: Array | Sequence[int] | int, n: int, device: torch.device) 
 
 
 @torch.no_grad()
+def _probs(model: nn.Module, x: Tensor, batch: int | None) -> Tensor:
+    """Probabilities float32 [N, 7] on the CPU; x on any device."""
+    device = _device(model)
+    return torch.cat([model(part.to(device)).float().softmax(1).cpu() for part in x.split(_batch(batch, device))])
+
+
 def _scores(model: nn.Module, x: Tensor, target: Tensor, batch: int | None) -> tuple[Tensor, Tensor]:
     """p(target) float32 [N] and whether the target is the prediction, bool [N]; x on any device, results on the CPU."""
-    p, correct = [], []
-    device = _device(model)
-    batch = _batch(batch, device)
-    for part, goal in zip(x.split(batch), target.split(batch), strict=True):
-        logits = model(part.to(device))  # [b, 7]
-        goal = goal.to(device)
-        p.append(logits.float().softmax(1).gather(1, goal[:, None])[:, 0].cpu())
-        correct.append((logits.argmax(1) == goal).cpu())
-    return torch.cat(p), torch.cat(correct)
+    probs, target = _probs(model, x, batch), target.cpu()
+    return probs.gather(1, target[:, None])[:, 0], probs.argmax(1) == target
 
 
 # ---- attributions ---------------------------------------------------------------------------------------------------
@@ -449,12 +449,27 @@ class RegionAblation:
     """What a model loses, face by face, when a region goes and when the same mask goes elsewhere; NaN: empty region."""
 
     labels: np.ndarray           # int64 [N]
-    p: np.ndarray                # float32 [N]     p(label) of the intact face
-    p_region: np.ndarray         # float32 [N, R]  with the region replaced
-    p_control: np.ndarray        # float32 [N, R]  with the mask rolled to random places, mean over controls
-    correct: np.ndarray          # float32 [N]     1 where the label is the prediction
+    probs: np.ndarray            # float32 [N, 7]     probabilities of the intact face
+    probs_region: np.ndarray     # float32 [N, R, 7]  with the region replaced
+    probs_control: np.ndarray    # float32 [N, R, 7]  with the mask rolled to random places, mean over controls
+    correct: np.ndarray          # float32 [N]        1 where the label is the prediction
     correct_region: np.ndarray   # float32 [N, R]
     correct_control: np.ndarray  # float32 [N, R]
+
+    @property
+    def p(self) -> np.ndarray:
+        """p(label), float32 [N]."""
+        return self.probs[np.arange(len(self.labels)), self.labels]
+
+    @property
+    def p_region(self) -> np.ndarray:
+        """float32 [N, R]."""
+        return self.probs_region[np.arange(len(self.labels)), :, self.labels]
+
+    @property
+    def p_control(self) -> np.ndarray:
+        """float32 [N, R]."""
+        return self.probs_control[np.arange(len(self.labels)), :, self.labels]
 
 
 CONTROLS: dict[str, Callable[[Tensor, torch.Generator], Tensor]] = {"roll": roll_region, "patch": random_patches}
@@ -463,7 +478,7 @@ CONTROLS: dict[str, Callable[[Tensor, torch.Generator], Tensor]] = {"roll": roll
 def region_ablation(model: nn.Module, images: Array, labels: Array, regions: Array, fill: str = "mean",
                     scaling: Scaling = (0.0, 1.0), n_controls: int = 3, seed: int = 0, batch: int | None = None,
                     control: str = "roll") -> RegionAblation:
-    """p(label) and correctness of each face intact, per region replaced, and per region's mask rolled elsewhere.
+    """Probabilities and correctness of each face intact, per region replaced, and per region's mask rolled elsewhere.
 
     images uint8 [N, 48, 48], labels int [N], regions bool [N, R, 48, 48] (may overlap), `fill` a name in
     masking.OCCLUSIONS, `scaling` the (mean, std) that turns [0, 1] pixels into the model's x. Costs
@@ -482,49 +497,121 @@ def region_ablation(model: nn.Module, images: Array, labels: Array, regions: Arr
     target = _targets(labels, len(pixels), pixels.device)
     pixels = to_float(pixels)  # [N, 1, H, W]
     generator = torch.Generator(device=pixels.device).manual_seed(seed)
-    found = np.full((4, len(pixels), regions.shape[1]), np.nan, np.float32)  # p, correct; the same of the control
+    goal, shape = target.cpu().numpy(), (2, *regions.shape[:2])
+    probs, correct = np.full((*shape, len(EMOTIONS)), np.nan, np.float32), np.full(shape, np.nan, np.float32)  # region, control
     with _still(model, torch.channels_last) as still:
-        p, correct = _scores(still, standardise(pixels, scaling), target, batch)
+        intact = _probs(still, standardise(pixels, scaling), batch).numpy()
 
-        def without(mask: Tensor) -> np.ndarray:  # [N, H, W] -> p and correctness, [2, N]
-            scores = _scores(still, standardise(occlude(pixels, mask, fill, generator), scaling), target, batch)
-            return torch.stack([scores[0], scores[1].float()]).numpy()
+        def without(mask: Tensor) -> np.ndarray:  # [N, H, W] -> [N, 7]
+            return _probs(still, standardise(occlude(pixels, mask, fill, generator), scaling), batch).numpy()
 
         for r in range(regions.shape[1]):
-            found[:2, :, r] = without(regions[:, r])
-            if n_controls:
-                rolled = [without(CONTROLS[control](regions[:, r], generator)) for _ in range(n_controls)]
-                found[2:, :, r] = np.mean(rolled, 0)
-    found[:, ~regions.flatten(2).any(2).cpu().numpy()] = np.nan
-    correct = correct.float().numpy()
-    return RegionAblation(target.cpu().numpy(), p.numpy(), found[0], found[2], correct, found[1], found[3])
+            hidden = [[without(regions[:, r])], [without(CONTROLS[control](regions[:, r], generator)) for _ in range(n_controls)]]
+            for i, several in enumerate(hidden[:2 if n_controls else 1]):
+                probs[i, :, r], correct[i, :, r] = np.mean(several, 0), np.mean([one.argmax(1) == goal for one in several], 0)
+    nothing = ~regions.flatten(2).any(2).cpu().numpy()
+    probs[:, nothing], correct[:, nothing] = np.nan, np.nan
+    return RegionAblation(goal, intact, *probs, (intact.argmax(1) == goal).astype(np.float32), *correct)
+
+
+def _separation(labels: np.ndarray, emotion: str, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Mean of an emotion's value over its faces less that over all others ("all": the mean over emotions), and half of its
+    95 % interval over faces drawn emotion by emotion, [R] each; values [N, R, 7], NaN faces left out."""
+    known, parts = ~np.isnan(values[..., 0]), np.zeros(values.shape[:2])
+    kinds = np.unique(labels) if emotion == "all" else [EMOTIONS.index(emotion)]
+    with np.errstate(invalid="ignore", divide="ignore"):
+        for k in kinds:
+            own, other = known & (labels == k)[:, None], known & (labels != k)[:, None]
+            parts += np.nan_to_num(values[..., k]) * (own / own.sum(0) - other / other.sum(0)) / len(kinds)
+        groups = [np.where(known, parts, np.nan)[labels == k] for k in np.unique(labels)]
+        counts = [(~np.isnan(group)).sum(0) for group in groups]
+        spread = sum(n * _mean((group - _mean(group)) ** 2) * n / (n - 1) for group, n in zip(groups, counts))
+    return parts.sum(0), 1.959964 * np.sqrt(spread)
 
 
 def ablation_frame(result: RegionAblation, names: Sequence[str]) -> pd.DataFrame:
     """The emotion x region matrix of one run, tidy; emotion "all" first, NaN faces (empty region) left out of n.
 
-    Columns emotion, region, n; p (intact), drop_p, control_p, difference_p = drop_p - control_p; accuracy (intact),
-    drop_accuracy, control_accuracy, difference_accuracy; each drop and difference with _low and _high, its 95 %
-    interval over faces. Values are fractions; a drop is intact minus replaced.
+    Columns emotion, region, n; p (intact), drop_p, control_p, difference_p = drop_p - control_p; the same of accuracy;
+    each drop and difference with _low and _high, its 95 % interval over faces. Values are fractions; a drop is intact
+    minus replaced. The same of `separation`: p(emotion) of the emotion's faces less that of all other faces. A hidden
+    region makes a network guess, and an emotion that it then likes to guess loses no p: only separation sees it.
     """
     if len(names) != result.p_region.shape[1]:
         raise ValueError(f"{len(names)} region names for {result.p_region.shape[1]} regions: give one each.")
     rows = []
+    region, control = (values.astype(np.float64) for values in (result.probs_region, result.probs_control))  # [N, R, 7]
+    whole = np.where(np.isnan(region), np.nan, result.probs[:, None].astype(np.float64))
+    changes = {"": whole, "drop_": whole - region, "control_": whole - control, "difference_": control - region}
     for emotion, chosen in _groups(result.labels):
         columns: dict[str, np.ndarray] = {"n": (~np.isnan(result.p_region[chosen])).sum(0)}
         kinds = {"p": (result.p, result.p_region, result.p_control),
                  "accuracy": (result.correct, result.correct_region, result.correct_control)}
         for kind, triple in kinds.items():
-            whole, region, control = (values[chosen].astype(np.float64) for values in triple)
-            whole = np.where(np.isnan(region), np.nan, whole[:, None])
-            columns[kind] = _mean(whole)
-            drops = {"drop": whole - region, "control": whole - control, "difference": control - region}
+            intact, hidden, rolled = (values[chosen].astype(np.float64) for values in triple)
+            intact = np.where(np.isnan(hidden), np.nan, intact[:, None])
+            columns[kind] = _mean(intact)
+            drops = {"drop": intact - hidden, "control": intact - rolled, "difference": rolled - hidden}
             for name, values in drops.items():  # [n, R]
                 columns[f"{name}_{kind}"] = _mean(values)
                 if name != "control":
                     columns[f"{name}_{kind}_low"], columns[f"{name}_{kind}_high"] = interval(values)
+        for name, values in changes.items():
+            columns[f"{name}separation"], half = _separation(result.labels, emotion, values)
+            if name in ("drop_", "difference_"):
+                columns[f"{name}separation_low"] = columns[f"{name}separation"] - half
+                columns[f"{name}separation_high"] = columns[f"{name}separation"] + half
         rows.append(pd.DataFrame({"emotion": emotion, "region": list(names), **columns}))
     return pd.concat(rows, ignore_index=True)
+
+
+# ---- robustness: less light, less contrast, more hidden -------------------------------------------------------------
+
+LIGHT = (1.0, 0.75, 0.5, 0.35, 0.2, 0.1)                                  # what is left of light or of contrast
+LEVELS = {"darkening": LIGHT, "contrast": LIGHT, "area": (0.0, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7)}  # the intact face first
+AREA_FILLS = ("black", "mean")
+
+
+def squares(n: int, area: float, size: int, seed: int = 0) -> Tensor:
+    """One square of `area` (share of the picture, to the nearest whole side) at a random place of each face, bool [n, size, size].
+
+    A larger area of the same seed holds the smaller one.
+    """
+    side = round(size * area ** 0.5)
+    first = (torch.rand((2, n, 1), generator=torch.Generator().manual_seed(seed)) * (size - side)).round()  # top, left
+    line = torch.arange(size)
+    down, across = (line >= first) & (line < first + side)  # [n, size] each
+    return down[:, :, None] & across[:, None, :]
+
+
+HARDER: dict[str, Callable[[Tensor, float, str, int], Tensor]] = {  # faces [N, 1, H, H] in [0, 1], level, fill, seed
+    "darkening": lambda x, level, fill, seed: x * level,
+    "contrast": lambda x, level, fill, seed: torch.lerp(x.mean((1, 2, 3), keepdim=True), x, level),  # round the face's own mean
+    "area": lambda x, level, fill, seed: occlude(x, squares(len(x), level, x.shape[-1], seed).to(x.device), fill),
+}
+
+
+def robustness_frame(model: nn.Module, images: Array, labels: Array, kind: str, fill: str = "none", scaling: Scaling = (0.0, 1.0),
+                     seed: int = 0, batch: int | None = None) -> pd.DataFrame:
+    """Accuracy and mean p(label) of images uint8 [N, H, H] as faces get harder to see, per emotion ("all" first); tidy.
+
+    `kind` is one of LEVELS: light or contrast left, or the share of the picture that a square hides (`fill`: a name in masking.OCCLUSIONS).
+    Changed pixels stay floats: rounding a dark picture to 8 bits would take more than the light. Columns level, emotion, n, accuracy, low, high
+    (its 95 % Wilson interval over the faces), p_label.
+    """
+    if kind not in HARDER:
+        raise ValueError(f"Unknown kind {kind!r}: use one of {', '.join(HARDER)}.")
+    pixels, rows = to_float(torch.as_tensor(images)), []  # [N, 1, H, H]
+    target = _targets(labels, len(pixels), pixels.device)
+    with _still(model, torch.channels_last) as still:
+        for level in LEVELS[kind]:
+            p, right = _scores(still, standardise(HARDER[kind](pixels, level, fill, seed), scaling), target, batch)
+            for emotion, chosen in _groups(target):
+                accuracy = float(right[chosen].float().mean())
+                low, high = wilson(accuracy, n := int(chosen.sum()))
+                rows.append({"level": level, "emotion": emotion, "n": n, "accuracy": accuracy, "low": low, "high": high,
+                             "p_label": float(p[chosen].mean())})
+    return pd.DataFrame(rows)
 
 
 # ---- deletion and insertion -----------------------------------------------------------------------------------------

@@ -131,14 +131,9 @@ def truth_table(synthetic: Synthetic) -> pd.DataFrame:
     replaced by the other. Tidy frame, 7 emotions x 6 regions: emotion, region, accuracy, accuracy_without, loss
     (fractions; a loss may be negative). Raises ValueError where an emotion is missing from training.
     """
-    from sklearn.linear_model import LogisticRegression
-
     faces, units = synthetic.faces, synthetic.action_units
-    train = faces.where("train") if len(faces.where("train")) else np.arange(len(faces))
-    test = faces.where("test") if len(faces.where("test")) else train
-    if len(np.unique(faces.labels[train])) < len(EMOTIONS):
-        raise ValueError("The truth table needs every emotion among the training faces: make at least seven of them.")
-    model = LogisticRegression(C=10.0, max_iter=1000).fit(units[train], faces.labels[train])
+    train, test = _train_and_test(faces)
+    model = _classifier(units[train], faces.labels[train])
 
     def recall(values: np.ndarray) -> list[float]:
         right = model.predict(values) == faces.labels[test]
@@ -151,6 +146,43 @@ def truth_table(synthetic: Synthetic) -> pd.DataFrame:
         rows += [dict(emotion=emotion, region=region, accuracy=a, accuracy_without=b, loss=a - b)
                  for emotion, a, b in zip(EMOTIONS, full, without)]
     return pd.DataFrame(rows)
+
+
+def hidden_truth(synthetic: Synthetic) -> pd.DataFrame:
+    """What each emotion loses when a region's units are not seen: another question than `truth_table`'s, where they are seen at rest.
+
+    The same classifier is fitted anew without the region's share of each unit. `separation` is the mean p(emotion) over the emotion's test
+    faces less that over all others; tidy: emotion, region, separation, separation_without, loss. Hiding a region of the picture takes what it
+    shows away, so this is what occlusion should recover. Raises ValueError as `truth_table` does.
+    """
+    faces = synthetic.faces
+    train, test = _train_and_test(faces)
+    own = faces.labels[test][:, None] == np.arange(len(EMOTIONS))  # (n, 7)
+
+    def separation(units: np.ndarray) -> np.ndarray:
+        p = _classifier(units[train], faces.labels[train]).predict_proba(units[test])  # (n, 7)
+        return (p * own).sum(0) / own.sum(0) - (p * ~own).sum(0) / (~own).sum(0)
+
+    full, rows = separation(synthetic.action_units), []
+    for region in REGIONS:
+        without = separation(synthetic.action_units * (1 - region_share(region)))
+        rows += [dict(emotion=emotion, region=region, separation=a, separation_without=b, loss=a - b)
+                 for emotion, a, b in zip(EMOTIONS, full, without)]
+    return pd.DataFrame(rows)
+
+
+def _train_and_test(faces: Faces) -> tuple[np.ndarray, np.ndarray]:
+    """Positions of the faces that a classifier of units learns from and is tested on; an empty split is replaced by the other."""
+    train = faces.where("train") if len(faces.where("train")) else np.arange(len(faces))
+    if len(np.unique(faces.labels[train])) < len(EMOTIONS):
+        raise ValueError("The truth table needs every emotion among the training faces: make at least seven of them.")
+    return train, faces.where("test") if len(faces.where("test")) else train
+
+
+def _classifier(units: np.ndarray, labels: np.ndarray):
+    from sklearn.linear_model import LogisticRegression
+
+    return LogisticRegression(C=10.0, max_iter=1000).fit(units, labels)
 
 
 def region_share(region: str) -> np.ndarray:

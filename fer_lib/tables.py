@@ -5,6 +5,7 @@
 Columns hold fractions; a row says which model, scheme, split view and seed it belongs to, with n and a 95 % interval where there is one.
 """
 from collections.abc import Callable
+from itertools import combinations
 from pathlib import Path
 from typing import NamedTuple
 
@@ -15,15 +16,16 @@ from sklearn.metrics import adjusted_rand_score
 
 from . import fer2013
 from .clustering import cluster_maps
-from .dataset import Dataset
+from .dataset import VARIANTS, Dataset
 from .faces import EMOTIONS, SIZE
-from .landmarks import HOW
+from .landmarks import HOW, REGIONS
 from .masking import coverage
-from .measures import unpack
-from .metrics import HEADLINE, confusion, measures, over_seeds, resampled
+from .measures import CASCADE_METHODS, REGION_FILLS, ROBUST, unpack
+from .metrics import HEADLINE, batched_macro_f1, confusion, holm, measures, over_seeds, paired, reliability, resampled, two_level, wilson
 from .models import ensemble
 from .runs import Run
-from .saliency import agreement_with_truth, similarity
+from .saliency import FEATURES, agreement_with_truth, similarity
+from .synthetic import hidden_truth
 
 REFERENCE = Path(__file__).parent / "reference"  # the papers' published numbers
 Runs = dict[str, list[Run]]                      # {name in the grid: one run a seed}
@@ -47,10 +49,12 @@ def table(name: str, grid: str):
     return register
 
 
-def scores(logits: np.ndarray, data: Dataset, split: str = "test") -> list[dict]:
-    """One dictionary a view of the split (all, clean, agree, author): n, headline measures with 95 % bootstrap intervals, calibration."""
+def scores(logits: np.ndarray, data: Dataset, split: str = "test", views: tuple[str, ...] = ("all", "clean", "agree", "author")) -> list[dict]:
+    """One dictionary a view of the split that there is: n, headline measures with 95 % bootstrap intervals, calibration."""
     rows, labels = [], data.labels(split)
     for view, mask in data.subsets(split).items():
+        if view not in views:
+            continue
         found = measures(logits[mask], labels[mask])
         drawn = resampled(logits[mask], labels[mask])
         ends = {name: np.nanpercentile(drawn[name], [2.5, 97.5]) for name in HEADLINE}
@@ -64,11 +68,6 @@ def scores(logits: np.ndarray, data: Dataset, split: str = "test") -> list[dict]
 def published(file: str) -> pd.DataFrame:
     """A published table from fer_lib/reference."""
     return pd.read_csv(REFERENCE / file, comment="#")
-
-
-def _ensembles(runs: Runs, variant: str) -> list[list[Run]]:
-    """The networks trained on a variant, one list a seed: the members of the ensemble."""
-    return [list(members) for members in zip(*(several for name, several in runs.items() if name.endswith(f" {variant}")))]
 
 
 # -------------------------------------------------------------------------------------------------------------------- 01 the faces
@@ -116,28 +115,32 @@ def _tidy(frame: pd.DataFrame, data: Dataset) -> pd.DataFrame:
 
 # ------------------------------------------------------------------------------------------------------------------- 02 baselines
 
+def _logits(runs: Runs, train: str = "unmasked", test: str = "unmasked") -> dict[str, dict[int, np.ndarray]]:
+    """Test logits [n, 7] of every network trained on a variant, {model: {seed: logits}}, and of the ensemble at the seeds that all have."""
+    found = {several[0].spec.model: {run.spec.seed: run.logits(f"test_{test}") for run in several}
+             for name, several in runs.items() if name.endswith(f" {train}")}
+    seeds = [seed for seed in next(iter(found.values()), {}) if all(seed in by_seed for by_seed in found.values())]
+    joint = {seed: ensemble([by_seed[seed] for by_seed in found.values()]).numpy() for seed in seeds}
+    return {**found, "ensemble": joint} if joint and len(found) > 1 else found
+
+
+def _scored(runs: Runs, data: Dataset, train: str = "unmasked", test: str = "unmasked", **views) -> list[dict]:
+    """`scores` of every network and the ensemble."""
+    return [{"model": model, "train": train, "test": test, "seed": seed, **row}
+            for model, by_seed in _logits(runs, train, test).items() for seed, logits in by_seed.items() for row in scores(logits, data, **views)]
+
+
 @table("02_baselines", "02")
 def baselines(runs: Runs, data: Dataset) -> pd.DataFrame:
     """Every network (and the ensemble of a seed's networks), trained on unmasked or masked faces, tested on both, on every view of the test split."""
-    rows = []
-    for train in ("unmasked", "masked"):
-        for test in ("unmasked", "masked"):
-            for name, several in runs.items():
-                if name.endswith(f" {train}"):
-                    for run in several:
-                        rows += [{"model": run.spec.model, "train": train, "test": test, "seed": run.spec.seed, **row}
-                                 for row in scores(run.logits(f"test_{test}"), data)]
-            for members in _ensembles(runs, train):
-                if len(members) > 1:
-                    joint = ensemble([run.logits(f"test_{test}") for run in members]).numpy()
-                    rows += [{"model": "ensemble", "train": train, "test": test, "seed": members[0].spec.seed, **row} for row in scores(joint, data)]
+    rows = [row for train in VARIANTS for test in VARIANTS for row in _scored(runs, data, train, test)]
     return _tidy(pd.DataFrame(rows), data)
 
 
 @table("02_table2_1", "02")
 def table2_1(runs: Runs, data: Dataset) -> pd.DataFrame:
     """The paper's Table 2.1 beside ours: trained and tested on unmasked faces; its "accuracy" is macro accuracy."""
-    ours = baselines(runs, data).query("train == 'unmasked' and test == 'unmasked' and faces in ['all', 'clean']")
+    ours = pd.DataFrame(_scored(runs, data, views=("all", "clean"))).assign(source=data.faces.source)
     paper = published("table2_accuracy_and_f1.csv")[["model", "baseline_accuracy", "baseline_f1"]]
     paper.columns = ["model", "published_macro_accuracy", "published_macro_f1"]
     keep = ["model", "seed", "faces", "n", "accuracy", "macro_accuracy", "macro_accuracy_low", "macro_accuracy_high", "macro_f1", "source"]
@@ -186,23 +189,112 @@ def confusions(runs: Runs, data: Dataset) -> pd.DataFrame:
     return _tidy(pd.DataFrame(rows), data)
 
 
+@table("02_rankings", "02")
+def rankings(runs: Runs, data: Dataset) -> pd.DataFrame:
+    """The models trained on unmasked faces in the order of their macro accuracy, on every view of the test split, the author's MaskFer rows
+    without and with the mask.
+
+    Means over `seeds`; `low` and `high` are the 95 % interval over seeds and faces. `behind` is what a model lacks to the view's first one,
+    on the same faces and seeds, with its own interval: only where that excludes 0 do the two ranks differ by more than chance.
+    """
+    rows, labels, views = [], data.labels("test"), data.subsets("test")
+    cells = [(view, "unmasked", view) for view in views] + [("author, masked", "masked", "author")] * ("author" in views)
+    logits = {test: _logits(runs, test=test) for test in {test for _, test, _ in cells}}
+    for view, test, faces in cells:
+        here = views[faces]
+        right = {model: {seed: (one.argmax(1) == labels)[here] for seed, one in by_seed.items()} for model, by_seed in logits[test].items()}
+        scored = {model: _score(list(by_seed.values()), labels[here]) for model, by_seed in right.items()}
+        order = sorted(scored, key=lambda model: -scored[model]["change"])
+        for model in right:
+            both = [seed for seed in right[model] if seed in right[order[0]]]
+            behind = _score([right[order[0]][s] for s in both], labels[here], [right[model][s] for s in both])
+            score = scored[model]
+            rows.append({"model": model, "view": view, "n": score["n"], "seeds": score["n_seeds"], "rank": order.index(model) + 1,
+                         "accuracy": np.mean(list(right[model].values())), "macro_accuracy": score["change"], "low": score["low"],
+                         "high": score["high"], **{f"behind{end}": behind[name] for end, name in (("", "change"), ("_low", "low"), ("_high", "high"))}})
+    return _tidy(pd.DataFrame(rows), data)
+
+
+def _score(right: list[np.ndarray], labels: np.ndarray, less: list[np.ndarray] | None = None) -> dict:
+    """Macro accuracy of one model's seeds, right [S][n], with its interval over seeds and faces; `less` that of another model."""
+    right = np.stack(right)
+    return two_level(np.zeros_like(right) if less is None else np.stack(less), right, labels)
+
+
+@table("02_leaked", "02")
+def leaked(runs: Runs, data: Dataset) -> pd.DataFrame:
+    """Recall on test faces with a pixel copy in training or validation (`leaked`) and on the others (`clean`), per emotion and over all
+    faces ("all": accuracy), every model trained on unmasked faces, and "mean", that of the single networks.
+
+    n of both; means over `seeds`, 95 % Wilson intervals over the faces. `gain` is what the leak adds: recall on every face less that on the
+    clean ones. Emotions without leaked faces have no recall on them.
+    """
+    rows, labels, clean = [], data.labels("test"), data.subsets("test")["clean"]
+    for model, by_seed in _logits(runs).items():
+        right = np.mean([logits.argmax(1) == labels for logits in by_seed.values()], 0)  # (n,): share of the seeds
+        for emotion in (*EMOTIONS, "all"):
+            own = (labels == EMOTIONS.index(emotion)) if emotion != "all" else np.ones(len(labels), bool)
+            row = {"model": model, "emotion": emotion, "seeds": len(by_seed)}
+            for name, some in (("leaked", own & ~clean), ("clean", own & clean)):
+                n = int(some.sum())
+                recall = right[some].mean() if n else np.nan
+                low, high = wilson(recall, n) if n else (np.nan, np.nan)
+                row |= {f"n_{name}": n, name: recall, f"{name}_low": low, f"{name}_high": high}
+            rows.append(row | {"gain": right[own].mean() - row["clean"]})
+    frame = pd.DataFrame(rows)
+    single = frame[frame["model"] != "ensemble"]
+    mean = single.groupby("emotion", sort=False)[["seeds", "n_leaked", "leaked", "n_clean", "clean", "gain"]].mean().reset_index()
+    mean = mean.astype({"n_leaked": int, "n_clean": int, "seeds": int}).assign(model="mean")
+    return _tidy(pd.concat([frame, mean], ignore_index=True), data)
+
+
+@table("02_reliability", "02")
+def calibration(runs: Runs, data: Dataset) -> pd.DataFrame:
+    """Confidence against accuracy in 15 bins, every model trained and tested on unmasked faces, all test faces; `ece` is the model's
+    calibration error, the mean gap over faces."""
+    labels = data.labels("test")
+    frames = [reliability(logits, labels).assign(model=model, seed=seed, ece=measures(logits, labels)["ece"])
+              for model, by_seed in _logits(runs).items() for seed, logits in by_seed.items()]
+    frame = pd.concat(frames, ignore_index=True)
+    return _tidy(frame[["model", "seed", *frame.columns.drop(["model", "seed"])]], data)
+
+
+@table("02_batched_f1", "02")
+def batched_f1(runs: Runs, data: Dataset) -> pd.DataFrame:
+    """Macro F1 over all test faces beside the author's, the mean over shuffled batches of 16: `batched` (mean, low and high of 20 shuffles of
+    the same predictions) and its `change`."""
+    rows, labels = [], data.labels("test")
+    for model, by_seed in _logits(runs).items():
+        for seed, logits in by_seed.items():
+            whole, batched = measures(logits, labels)["macro_f1"], [batched_macro_f1(logits, labels, seed=shuffle) for shuffle in range(20)]
+            rows.append({"model": model, "seed": seed, "n": len(labels), "shuffles": len(batched), "macro_f1": whole,
+                         "batched": np.mean(batched), "batched_lowest": min(batched), "batched_highest": max(batched),
+                         "change": np.mean(batched) - whole})
+    return _tidy(pd.DataFrame(rows), data)
+
+
 # ------------------------------------------------------------------------------------------------------------------- 03 attention
 
+def enrichment(run: Run, data: Dataset, names: tuple[str, ...]) -> np.ndarray:
+    """A gate's share of mean attention on each region over the region's share of the picture [R]; 1 is no preference."""
+    overall, area = run.measured("attention")["overall"], np.stack([data.region_shares[name] for name in names])  # [48, 48], [R, 48, 48]
+    return (overall * area).sum((1, 2)) / (overall.mean() * area.sum((1, 2)))
+
+
 @table("03_attention", "03")
+@table("03_seeds", "03_seeds")
 def attention(runs: Runs, data: Dataset) -> pd.DataFrame:
     """The attention classifiers: accuracy, how far attention follows brightness, and its share on each region against the region's area.
 
     `brightness_correlation` is the mean over test faces of the rank correlation of attention and pixel value; `enrichment_<region>`
     is the share of mean attention on the region divided by the region's share of the picture (1: no preference).
     """
-    index = data.faces.where("test")
     names = ("brows", "eyes", "nose", "mouth", "cheeks", "forehead")
-    area = data.regions(index, names).mean(0)  # [R, 48, 48]
     rows = []
     for placement, several in runs.items():
         for run in several:
             found, score = run.measured("attention"), scores(run.logits("test_unmasked"), data)[0]
-            share = (found["overall"] * area).sum((1, 2)) / (found["overall"].mean() * area.sum((1, 2)))
+            share = enrichment(run, data, names)
             rows.append({"placement": placement, "model": run.spec.model, "seed": run.spec.seed, "n": score["n"], "accuracy": score["accuracy"],
                          "macro_accuracy": score["macro_accuracy"], "attention_low": found["overall"].min(), "attention_high": found["overall"].max(),
                          "brightness_correlation": found["brightness"].mean(),
@@ -212,17 +304,16 @@ def attention(runs: Runs, data: Dataset) -> pd.DataFrame:
 
 # ---------------------------------------------------------------------------------------------------------------- 04 cluster sweep
 
-def _arms(runs: Runs, data: Dataset) -> list[dict]:
-    """Scores of runs with views, `clean` and `views`, all test rows and clean rows."""
-    rows = []
-    for name, several in runs.items():
-        for run in several:
-            for evaluation, suffix in (("clean", ""), ("views", "_views")):
-                if run.spec.perturb is not None or not suffix:
-                    rows += [{"arm": name, "model": run.spec.model, "n_clusters": run.spec.perturb.n_clusters if run.spec.perturb else np.nan,
-                              "seed": run.spec.seed, "evaluation": evaluation, **row}
-                             for row in scores(run.logits(f"test_unmasked{suffix}"), data) if row["faces"] in ("all", "clean")]
-    return rows
+EVALUATIONS = {"clean": "", "views": "_views"}  # the whole face | the mean over it and each of its cuts; with the logits' suffix
+
+
+def _arms(runs: Runs, data: Dataset, tests: tuple[str, ...] = ("unmasked",)) -> list[dict]:
+    """Scores of every run: `clean` and, where it has views, `views`; on all test rows and on the clean ones."""
+    return [{"arm": name, "model": run.spec.model, "n_clusters": run.spec.perturb.n_clusters if run.spec.perturb else np.nan,
+             "seed": run.spec.seed, "test": test, "evaluation": evaluation, **row}
+            for name, several in runs.items() for run in several for test in tests
+            for evaluation, suffix in EVALUATIONS.items() if run.spec.perturb is not None or not suffix
+            for row in scores(run.logits(f"test_{test}{suffix}"), data, views=("all", "clean"))]
 
 
 @table("04_accuracy_by_clusters", "04")
@@ -240,9 +331,8 @@ def partitions(runs: Runs, data: Dataset) -> pd.DataFrame:
     """What the clusters are: area, mean place, and how much of each feature a cluster covers. `rand_coordinates` is the adjusted Rand
     index between the partition and k-means on the coordinates alone (1: the attention changed nothing), the best of the four quarter
     turns of the latter, which are equally good partitions of a square."""
-    index = data.faces.where("test")
     names = ("brows", "eyes", "nose", "mouth")
-    area = data.regions(index, names).mean(0)
+    area = [data.region_shares[name] for name in names]
     y, x = np.mgrid[:48, :48]
     rows = []
     for arm, several in runs.items():
@@ -263,56 +353,66 @@ def partitions(runs: Runs, data: Dataset) -> pd.DataFrame:
 
 # ---------------------------------------------------------------------------------------------------------------------- 05 perturb
 
-def _paired(a: Run, b: Run, suffix_a: str, suffix_b: str, data: Dataset, n_resamples: int = 2000) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Bootstrap over the test faces, both runs on the same draw: differences b - a of (accuracy, macro accuracy), and of recalls [7]."""
+def _gain(a: list[Run], b: list[Run], name_a: str, name_b: str, data: Dataset, measure: str = "macro_accuracy") -> dict:
+    """From arm a to arm b, runs of the same seeds: `change` with its seed-paired t interval (`low`, `high`; none with one seed) and the
+    two-level bootstrap interval over seeds and faces (over the faces alone with one seed); name_* are logits. For recall arrays [7]."""
     labels = data.labels("test")
-    right = [run.logits(f"test_unmasked{s}").argmax(1) == labels for run, s in ((a, suffix_a), (b, suffix_b))]
-    cell = labels * 4 + right[0] * 2 + right[1]  # label x (a right) x (b right)
-    counts = np.bincount(cell, minlength=28)
-    draws = np.random.default_rng(0).multinomial(len(labels), counts / counts.sum(), n_resamples)
-    draws = np.concatenate([counts[None], draws]).reshape(-1, 7, 2, 2)  # the first row is the data itself
-    support = draws.sum((2, 3))
-    gain = draws[:, :, 0, 1] - draws[:, :, 1, 0]
-    with np.errstate(invalid="ignore", divide="ignore"):
-        recall = gain / support
-    return gain.sum(1) / support.sum(1), np.nanmean(recall, 1), recall
+    pairs = [(one, other) for one in a for other in b if one.spec.seed == other.spec.seed]
+    right = [np.stack([pair[i].logits(name).argmax(1) == labels for pair in pairs]) for i, name in enumerate((name_a, name_b))]  # bool [S, n]
+    both = two_level(*right, labels, measure)
+    found = {"change": both["change"], "two_level_low": both["low"], "two_level_high": both["high"], "seeds": both["n_seeds"], "n": both["n"]}
+    if measure == "recall":
+        return found
+    values = [[_from_right(one, labels)[measure] for one in arm] for arm in right]
+    over = paired(*values)
+    return {"from": np.mean(values[0]), "to": np.mean(values[1]), **found, **{name: over[name] for name in ("sd", "low", "high")}}
+
+
+def _from_right(right: np.ndarray, labels: np.ndarray) -> dict[str, float]:
+    """Accuracy and macro accuracy of one run, from bool [n]."""
+    return {"accuracy": right.mean(), "macro_accuracy": np.mean([right[labels == c].mean() for c in np.unique(labels)])}
+
+
+def _pairs_of_schemes(runs: Runs):
+    """(network, evaluation, suffix of the logits, its baseline's runs, its scheme's runs) of grid 05."""
+    for model in dict.fromkeys(name.split(" ")[0] for name in runs):
+        yield model, "clean", "", runs[f"{model} baseline"], runs[f"{model} perturb"]
+        yield model, "views", "_views", runs[f"{model} baseline, views"], runs[f"{model} perturb"]
 
 
 @table("05_table2_2", "05")
 def table2_2(runs: Runs, data: Dataset) -> pd.DataFrame:
     """The paper's Table 2.2: each network with and without the scheme, evaluated `clean` and on K+1 `views`; the baseline shown the same
-    views is control C0. `gain` is perturb minus baseline at the same evaluation, in macro accuracy, with its paired interval over faces."""
+    views is control C0. `gain` is perturb minus baseline at the same evaluation, in macro accuracy, with the bootstrap interval over seeds and
+    faces (over the faces alone with one seed)."""
     paper, rows = published("table2_accuracy_and_f1.csv").set_index("model"), []
-    for model in dict.fromkeys(name.split(" ")[0] for name in runs):
-        for evaluation, suffix, base in (("clean", "", f"{model} baseline"), ("views", "_views", f"{model} baseline, views")):
-            for a, b in zip(runs[base], runs[f"{model} perturb"]):
-                _, macro, _ = _paired(a, b, suffix, suffix, data)
-                for scheme, run in (("baseline", a), ("perturb", b)):
-                    row = scores(run.logits(f"test_unmasked{suffix}"), data)
-                    for one in row[:2]:
-                        rows.append({"model": model, "scheme": scheme, "evaluation": evaluation, "seed": run.spec.seed, **one})
-                        if scheme == "perturb" and one["faces"] == "all":
-                            rows[-1] |= {"gain": macro[0], "gain_low": np.percentile(macro[1:], 2.5), "gain_high": np.percentile(macro[1:], 97.5)}
-                        if one["faces"] == "all" and evaluation == "clean":
-                            rows[-1] |= {"published_macro_accuracy": paper.loc[model, f"{scheme}_accuracy"],
-                                         "published_macro_f1": paper.loc[model, f"{scheme}_f1"]}
+    for model, evaluation, suffix, base, perturb in _pairs_of_schemes(runs):
+        gain = _gain(base, perturb, f"test_unmasked{suffix}", f"test_unmasked{suffix}", data)
+        for scheme, several in (("baseline", base), ("perturb", perturb)):
+            for run in several:
+                for one in scores(run.logits(f"test_unmasked{suffix}"), data, views=("all", "clean")):
+                    rows.append({"model": model, "scheme": scheme, "evaluation": evaluation, "seed": run.spec.seed, **one})
+                    if scheme == "perturb" and one["faces"] == "all":
+                        rows[-1] |= {"gain": gain["change"], "gain_low": gain["two_level_low"], "gain_high": gain["two_level_high"],
+                                     "gain_seeds": gain["seeds"]}
+                    if one["faces"] == "all" and evaluation == "clean":
+                        rows[-1] |= {"published_macro_accuracy": paper.loc[model, f"{scheme}_accuracy"],
+                                     "published_macro_f1": paper.loc[model, f"{scheme}_f1"]}
     return _tidy(pd.DataFrame(rows), data)
 
 
 @table("05_table3", "05")
 def table3(runs: Runs, data: Dataset) -> pd.DataFrame:
-    """The paper's Table 3: change of each emotion's recall, perturb minus baseline, with its paired 95 % interval over the faces."""
+    """The paper's Table 3: change of each emotion's recall, perturb minus baseline, with its paired 95 % interval (bootstrap over seeds and
+    faces, over the faces alone with one seed)."""
     paper = published("table3_perturb_change_by_emotion.csv").set_index(["version", "model"]) / 100
     rows = []
-    for model in dict.fromkeys(name.split(" ")[0] for name in runs):
-        for evaluation, suffix, base in (("clean", "", f"{model} baseline"), ("views", "_views", f"{model} baseline, views")):
-            for a, b in zip(runs[base], runs[f"{model} perturb"]):
-                recall = _paired(a, b, suffix, suffix, data)[2]
-                for c, emotion in enumerate(EMOTIONS):
-                    low, high = np.nanpercentile(recall[1:, c], [2.5, 97.5])
-                    rows.append({"model": model, "evaluation": evaluation, "emotion": emotion, "seed": b.spec.seed,
-                                 "n": int((data.labels("test") == c).sum()), "change": recall[0, c], "low": low, "high": high,
-                                 "published": paper.loc[("published", model), emotion] if ("published", model) in paper.index else np.nan})
+    for model, evaluation, suffix, base, perturb in _pairs_of_schemes(runs):
+        gain = _gain(base, perturb, f"test_unmasked{suffix}", f"test_unmasked{suffix}", data, "recall")
+        rows += [{"model": model, "evaluation": evaluation, "emotion": emotion, "seeds": gain["seeds"], "n": int((data.labels("test") == c).sum()),
+                  "change": gain["change"][c], "low": gain["two_level_low"][c], "high": gain["two_level_high"][c],
+                  "published": paper.loc[("published", model), emotion] if ("published", model) in paper.index else np.nan}
+                 for c, emotion in enumerate(EMOTIONS)]
     return _tidy(pd.DataFrame(rows), data)
 
 
@@ -328,19 +428,58 @@ def under_mask(runs: Runs, data: Dataset) -> pd.DataFrame:
     return _tidy(pd.DataFrame(rows), data)
 
 
+@table("05_arms", "05_controls")
+@table("05_arms_second", "05_second")
+def arms(runs: Runs, data: Dataset) -> pd.DataFrame:
+    """Every seed of the scheme and of its controls, on unmasked and on masked test faces (`test`), `clean` and on `views`."""
+    return _tidy(pd.DataFrame(_arms(runs, data, ("unmasked", "masked"))), data)
+
+
+@table("05_controls", "05_controls")
+@table("05_controls_second", "05_second")
+def against_controls(runs: Runs, data: Dataset) -> pd.DataFrame:
+    """What the scheme gains over the baseline and each control at equal images, updates and views: `change` of accuracy and macro accuracy
+    with the seed-paired t interval (`low`, `high`) and the two-level bootstrap interval; on unmasked and on masked test faces."""
+    rows, several = [], runs["perturb"]
+    for against in (name for name in runs if name != "perturb"):
+        for evaluation, suffix in EVALUATIONS.items():
+            if (against == "baseline" and suffix) or (against.startswith("C0") and not suffix):
+                continue  # the baseline has no views, and C0 without them is the baseline
+            for test in ("unmasked", "masked"):
+                rows += [{"model": several[0].spec.model, "against": against, "test": test, "evaluation": evaluation, "measure": measure,
+                          **_gain(runs[against], several, f"test_{test}{suffix}", f"test_{test}{suffix}", data, measure)}
+                         for measure in ("accuracy", "macro_accuracy")]
+    return _tidy(pd.DataFrame(rows), data)
+
+
+@table("05_ablations", "05_ablations")
+def ablations(runs: Runs, data: Dataset) -> pd.DataFrame:
+    """The scheme with one thing changed, and its other controls: scores, and the change of macro accuracy from the scheme as it is."""
+    rows = _arms(runs, data)
+    for row in rows:
+        if row["arm"] != "perturb" and row["faces"] == "all":
+            name = f"test_unmasked{EVALUATIONS[row['evaluation']]}"
+            gain = _gain(runs["perturb"], runs[row["arm"]], name, name, data)
+            row |= {"change": gain["change"], "change_low": gain["two_level_low"], "change_high": gain["two_level_high"], "seeds": gain["seeds"]}
+    return _tidy(pd.DataFrame(rows), data)
+
+
 @table("05_longer", "05")
-def longer(runs: Runs, data: Dataset) -> pd.DataFrame:
-    """What a point costs: the first network's baseline, the scheme, and the baseline trained longer. `compute` is the pixels seen in
-    training, as a multiple of the baseline's; `gain` is in macro accuracy over the baseline of the same seed."""
-    model = next(iter(runs)).split(" ")[0]
-    rows = []
-    for scheme in ("baseline", "perturb", "baseline, longer"):
-        for i, run in enumerate(runs[f"{model} {scheme}"]):
-            base = runs[f"{model} baseline"][i]
-            score = scores(run.logits("test_unmasked"), data)[0]
-            rows.append({"model": model, "scheme": scheme, "seed": run.spec.seed, "epochs": run.spec.recipe.epochs,
-                         "compute": _pixels(run.spec.recipe) / _pixels(base.spec.recipe), **score,
-                         "gain": score["macro_accuracy"] - scores(base.logits("test_unmasked"), data)[0]["macro_accuracy"]})
+@table("05_costs", "05_costs")
+def costs(runs: Runs, data: Dataset) -> pd.DataFrame:
+    """What a point costs: the first network's baseline, the scheme, and other ways to spend compute. `compute` is the pixels seen in training,
+    as a multiple of the baseline's; `change` is in macro accuracy over the baseline, with the bootstrap interval over seeds and faces (over the
+    faces alone with one seed). On every view of the test split: `agree` are the faces whose label FER+ confirms."""
+    first = next(name for name in runs if name.endswith("baseline"))
+    prefix, base, rows = first.removesuffix("baseline"), runs[first], []
+    for name, several in runs.items():
+        if name.startswith(prefix) and not name.endswith(", views"):
+            gain = _gain(base, several, "test_unmasked", "test_unmasked", data)
+            rows += [{"model": run.spec.model, "scheme": name.removeprefix(prefix), "seed": run.spec.seed, "epochs": run.spec.recipe.epochs,
+                      "compute": _pixels(run.spec.recipe) / _pixels(base[0].spec.recipe), **row,
+                      **({"change": gain["change"], "change_low": gain["two_level_low"], "change_high": gain["two_level_high"], "seeds": gain["seeds"]}
+                         if row["faces"] == "all" and name != first else {})}
+                     for run in several for row in scores(run.logits("test_unmasked"), data)]
     return _tidy(pd.DataFrame(rows), data)
 
 
@@ -369,19 +508,49 @@ def _measured(runs: Runs, measure: str, name: str, keys: tuple[str, ...]) -> pd.
 @table("06_region_ablation", "06")
 def region_ablation(runs: Runs, data: Dataset) -> pd.DataFrame:
     """The primary endpoint: what a network loses when a region of the face goes (`drop`), when the same mask goes to a random place
-    (`control`), and the `difference`, with 95 % intervals over the n fixed test faces; of p(label) and of accuracy.
+    (`control`), and the `difference`, with its 95 % interval over the n fixed test faces; of p(label), of accuracy, and of `separation`:
+    p(emotion) of the emotion's faces less that of all others (`saliency.ablation_frame`).
 
-    `faces`: unmasked for every network, also masked for networks trained on them. `fill`: mean grey, blur, or for synthetic faces
+    `faces`: unmasked for every network, also masked for networks trained on them. `fill`: mean grey, blur, black, or for synthetic faces
     neutral: drawn again with the region's action units at rest (no control, nothing is hidden).
     """
     frames = []
-    for faces, fill in (("unmasked", "mean"), ("unmasked", "blur"), ("masked", "mean"), ("unmasked", "neutral")):
+    for faces, fill in [(faces, fill) for faces, fills in REGION_FILLS.items() for fill in fills] + [("unmasked", "neutral")]:
         some = {name: [run for run in several if f"{faces}_{fill}" in run.measured("regions")] for name, several in runs.items()}
         if any(some.values()):
             frame = _measured(some, "regions", f"{faces}_{fill}", ("emotion", "region"))
             frame.insert(4, "faces", faces)
             frame.insert(5, "fill", fill)
-            frames.append(frame)
+            frames.append(frame.drop(columns=[c for c in frame if c.startswith("drop_") and c.endswith(("_low", "_high"))]))
+    return pd.concat(frames, ignore_index=True).assign(source=data.faces.source)
+
+
+@table("06_fills", "06")
+def fills(runs: Runs, data: Dataset) -> pd.DataFrame:
+    """Do two fills tell the same? `rank`, Spearman correlation of their (drop - control) over the `cells`, emotions x regions, and `same_top`,
+    the share of emotions for which brows+eyes, nose or mouth is the costliest in both; by p(label) and by separation, unmasked faces."""
+    frame, rows = region_ablation(runs, data).query("faces == 'unmasked' and emotion != 'all' and fill != 'neutral'"), []
+    for measure in ("p", "separation"):
+        for who, part in frame.groupby(["model", "train", "scheme", "seed"], sort=False):
+            cells = part.pivot_table(index=["emotion", "region"], columns="fill", values=f"difference_{measure}", sort=False)
+            single = cells[cells.index.isin(REGIONS, level="region")]
+            top = cells[cells.index.isin(FEATURES, level="region")].groupby(level="emotion").idxmax()
+            rows += [{**dict(zip(("model", "train", "scheme", "seed"), who)), "measure": measure, "fill": one, "other_fill": other,
+                      "cells": len(single), "rank": single[one].corr(single[other], method="spearman"), "same_top": (top[one] == top[other]).mean()}
+                     for one, other in combinations(cells, 2)]
+    return pd.DataFrame(rows).assign(source=data.faces.source)
+
+
+@table("06_robustness", "06")
+def robustness(runs: Runs, data: Dataset) -> pd.DataFrame:
+    """Accuracy (95 % Wilson interval) and mean p(label) of the n fixed test faces as light (`kind` darkening) or contrast is taken to a share
+    `level` of what it was, and as a square hides a share `level` (area) of unmasked or masked faces, filled black or mean grey."""
+    frames = []
+    for name, about in ROBUST.items():
+        frame = _measured(runs, "robustness", name, ("level", "emotion")).astype({"level": float})
+        for place, (column, value) in enumerate(zip(("kind", "fill", "faces"), about), 4):
+            frame.insert(place, column, value)
+        frames.append(frame)
     return pd.concat(frames, ignore_index=True).assign(source=data.faces.source)
 
 
@@ -395,30 +564,59 @@ QUESTIONS = (  # what the paper reads off its saliency maps: (question, emotion,
 )
 
 
-@table("06_questions", "06")
+@table("06_questions", "06_seeds")
 def questions(runs: Runs, data: Dataset) -> pd.DataFrame:
-    """What the paper says of its maps, asked of region ablation: `change` from one arm to the other of (drop - control) of p(label).
+    """What the paper says of its maps, asked of region ablation with each fill: `change` from one arm to the other of (drop - control) of
+    p(label), and of separation.
 
-    With several seeds `low` and `high` are the seed-paired 95 % t interval (`interval` = "seeds"); with one seed that of the faces, the arms
-    taken as independent, so that it is wide ("faces": it says nothing about other trainings).
+    With several seeds `low` and `high` are the seed-paired 95 % t interval and p its test (`interval` = "seeds"); with one seed the interval of
+    the faces, the arms taken as independent, so that it is wide ("faces": it says nothing about other trainings).
     """
-    frame = region_ablation(runs, data).query("fill == 'mean'")
-    frame["half"] = (frame["difference_p_high"] - frame["difference_p_low"]) / 2
-    rows = []
+    frame, rows = region_ablation(runs, data).query("fill != 'neutral'"), []
     for question, emotion, region, *arms in QUESTIONS:
         cell = frame[(frame["emotion"] == emotion) & (frame["region"] == region)]
         a, b = (cell[(cell["train"] == t) & (cell["scheme"] == s) & (cell["faces"] == f)] for t, s, f in arms)
-        pairs = a.merge(b, on=["model", "seed"], suffixes=("_from", "_to"))
-        for model, pair in pairs.groupby("model", sort=False):
-            change = over_seeds(pair["difference_p_to"] - pair["difference_p_from"])
-            if change["n"] == 1:
-                half = float(np.hypot(pair["half_from"], pair["half_to"]).iloc[0])
-                change |= {"low": change["mean"] - half, "high": change["mean"] + half}
-            rows.append({"question": question, "model": model, "emotion": emotion, "region": region, "seeds": change["n"],
-                         "n": int(pair["n_to"].iloc[0]), "from": pair["difference_p_from"].mean(), "to": pair["difference_p_to"].mean(),
-                         "change": change["mean"], "low": change["low"], "high": change["high"],
-                         "interval": "seeds" if change["n"] > 1 else "faces"})
+        for (model, fill), pair in a.merge(b, on=["model", "seed", "fill"], suffixes=("_from", "_to")).groupby(["model", "fill"], sort=False):
+            for measure in ("p", "separation"):
+                ends = [pair[f"difference_{measure}_{arm}"] for arm in ("from", "to")]
+                change = paired(*ends)
+                if change["n"] == 1:
+                    half = float(np.hypot(*(pair[f"difference_{measure}_high_{arm}"] - end for arm, end in zip(("from", "to"), ends))).iloc[0])
+                    change |= {"low": change["change"] - half, "high": change["change"] + half}
+                rows.append({"question": question, "model": model, "emotion": emotion, "region": region, "fill": fill, "measure": measure,
+                             "seeds": change["n"], "n": int(pair["n_to"].iloc[0]), "from": ends[0].mean(), "to": ends[1].mean(),
+                             **{name: change[name] for name in ("change", "low", "high", "p")}, "interval": "seeds" if change["n"] > 1 else "faces"})
     return pd.DataFrame(rows).assign(source=data.faces.source)
+
+
+@table("06_seeds_ablation", "06_seeds")
+def seeds_ablation(runs: Runs, data: Dataset) -> pd.DataFrame:
+    """Region ablation over seeds: the mean `difference` (drop - control) of p(label) and of separation over so many `seeds`, each on the same n
+    faces, with its 95 % t interval over the runs.
+
+    `change` is that to the network trained on unmasked faces without the scheme, on the same faces, seed by seed, with its t interval, the p of
+    its test, and `p_holm`: p adjusted over the seven emotions of the same region.
+    """
+    who, cell = ["model", "train", "scheme"], ["faces", "fill", "region", "emotion"]
+    frame = region_ablation(runs, data).rename(columns={"difference_p": "p", "difference_separation": "separation"})
+    frame = frame.melt([*who, "seed", *cell, "n"], ["p", "separation"], "measure", value_name="difference")
+    cell = ["measure", *cell]
+    base = frame[(frame["train"] == "unmasked") & (frame["scheme"] == "baseline")].set_index(["model", *cell, "seed"])["difference"].rename("base")
+    rows = []
+    for key, part in frame.join(base, on=["model", *cell, "seed"]).groupby([*who, *cell], sort=False):
+        over = over_seeds(part["difference"])
+        row = {**dict(zip([*who, *cell], key)), "seeds": over["n"], "n": int(part["n"].iloc[0]), "difference": over["mean"],
+               **{name: over[name] for name in ("sd", "low", "high")}}
+        pairs = part.dropna(subset=["base", "difference"])
+        if key[1:3] != ("unmasked", "baseline") and len(pairs):
+            change = paired(pairs["base"], pairs["difference"])
+            row |= {"change": change["change"], "change_low": change["low"], "change_high": change["high"], "p": change["p"], "pairs": change["n"]}
+        rows.append(row)
+    table = pd.DataFrame(rows).reindex(columns=[*who, *cell, "seeds", "n", "difference", "sd", "low", "high", "pairs", "change", "change_low",
+                                                "change_high", "p"])
+    emotions = table[table["emotion"] != "all"]
+    table["p_holm"] = emotions.groupby([*who, *cell[:-1]])["p"].transform(holm)
+    return table.assign(source=data.faces.source)
 
 
 @table("06_saliency_shares", "06")
@@ -443,31 +641,26 @@ def curves(runs: Runs, data: Dataset) -> pd.DataFrame:
 def randomised(runs: Runs, data: Dataset) -> pd.DataFrame:
     """Rank similarity (of absolute values) of maps to the intact network's as its layers are drawn anew from the logits down, `share` of
     them drawn; a map that stays alike does not show what was learnt."""
-    from .measures import CASCADE_METHODS
-
     rows = [{**_who(run), "method": method, "share": step / (len(likeness) - 1), "similarity": value}
             for several in runs.values() for run in several
             for method, likeness in zip(CASCADE_METHODS, run.measured("saliency")["cascade"]) for step, value in enumerate(likeness)]
     return pd.DataFrame(rows).assign(source=data.faces.source)
 
 
-@table("06_similarity", "06")
+@table("06_seeds_similarity", "06_seeds")
 def map_similarity(runs: Runs, data: Dataset) -> pd.DataFrame:
     """Spearman correlation of two networks' mean maps, per method and emotion ("all": the mean over emotions).
 
-    `comparison`: baseline and perturb; trained on unmasked and on masked faces; two architectures (first network against each other one);
-    and two seeds of one recipe. `floor` is the mean over the last kind for the same network, method and emotion: only a similarity
-    below it says that the recipe, not the chance of training, moved the map. Empty with one seed.
+    `comparison`: baseline and perturb, trained on unmasked and on masked faces (each of one seed, and of two seeds), and two seeds of the
+    baseline. `floor` is the mean over the last kind for the same network, method and emotion: only a similarity of two seeds below it says that
+    the recipe, not the chance of training, moved the map (two arms of one seed share their first weights). NaN with one seed.
     """
-    names = {key: several for key, several in runs.items()}
-    models = list(dict.fromkeys(name.split(" ")[0] for name in names))
     pairs = []
-    for model in models:
-        base = names[f"{model} unmasked"]
+    for model in dict.fromkeys(name.split(" ")[0] for name in runs):
+        base = runs.get(f"{model} unmasked", [])
         for comparison, other in (("perturb", f"{model} perturb"), ("masked", f"{model} masked")):
-            pairs += [(comparison, model, a, b) for a, b in zip(base, names.get(other, []))]
-        pairs += [("seed", model, a, b) for i, a in enumerate(base) for b in base[i + 1:]]
-        pairs += [("architecture", model, a, b) for a, b in zip(names[f"{models[0]} unmasked"], base) if model != models[0]]
+            pairs += [(comparison, model, a, b) for a in base for b in runs.get(other, []) if a.spec.seed <= b.spec.seed]
+        pairs += [("seed", model, a, b) for a, b in combinations(base, 2)]
     rows = []
     for comparison, model, a, b in pairs:
         a_maps, b_maps = (run.measured("saliency")["maps"].astype(np.float32) for run in (a, b))  # [M, 7, 48, 48]
@@ -481,14 +674,40 @@ def map_similarity(runs: Runs, data: Dataset) -> pd.DataFrame:
     return frame.merge(floor, "left", ["model", "method", "emotion"]).assign(source=data.faces.source)
 
 
+@table("06_seeds_floor", "06_seeds")
+def beyond_floor(runs: Runs, data: Dataset) -> pd.DataFrame:
+    """Do the scheme or masked training move the maps further than another seed does? `change` is the mean similarity of two arms, each pair of
+    runs of two seeds, less that of two seeds of the baseline (`floor`), with its 95 % interval over `seeds` (jackknife: a seed left out at a time)."""
+    frame, rows = map_similarity(runs, data), []
+    frame = frame[(frame["seed"] != frame["other_seed"]) & frame["comparison"].isin(["perturb", "masked", "seed"])]
+    keys = ["model", "method", "emotion"]
+    floors = {key: part for key, part in frame[frame["comparison"] == "seed"].groupby(keys)}
+    for (comparison, *key), part in frame[frame["comparison"] != "seed"].groupby(["comparison", *keys], sort=False):
+        both = pd.concat([part.assign(sign=1.0), floors[tuple(key)].assign(sign=-1.0)])
+        seeds = sorted({*both["seed"], *both["other_seed"]})
+        change = [both[~both[["seed", "other_seed"]].isin([out]).any(axis=1)].groupby("sign")["similarity"].mean() for out in (None, *seeds)]
+        change = np.array([one.get(1.0, np.nan) - one.get(-1.0, np.nan) for one in change])
+        over = over_seeds(len(seeds) * change[0] - (len(seeds) - 1) * change[1:])  # pseudo-values
+        rows.append({"comparison": comparison, **dict(zip(keys, key)), "seeds": len(seeds), "similarity": part["similarity"].mean(),
+                     "floor": floors[tuple(key)]["similarity"].mean(), "change": change[0], "low": over["low"], "high": over["high"]})
+    return pd.DataFrame(rows, columns=["comparison", *keys, "seeds", "similarity", "floor", "change", "low", "high"]).assign(source=data.faces.source)
+
+
 @table("06_truth", "06")
 def found_truth(runs: Runs, data: Dataset) -> pd.DataFrame:
-    """How well region ablation with each `fill` finds the regions that carry each synthetic emotion: Spearman correlation of (drop -
-    control) with the generator's loss over its regions, and whether the first region is the same. Raises ValueError for other faces."""
+    """How well each `fill` finds the regions that carry each synthetic emotion: Spearman correlation of (drop - control) of p(label) and of
+    separation with the generator's loss over its regions, and whether the first region is the same. Two truths, since a region that rests
+    misleads and one that is hidden is silent: `rest` (the unit classifier sees the region's units at rest) and `hidden` (it never sees them).
+
+    Raises ValueError for other faces.
+    """
     if data.synthetic is None:
         raise ValueError(f"The truth is known of synthetic faces only, not of {data.faces.source!r}: leave 06_truth out.")
-    frame = region_ablation(runs, data).query("faces == 'unmasked'")
+    frame, found = region_ablation(runs, data).query("faces == 'unmasked'"), []
     who = ["model", "train", "scheme", "seed", "fill"]
-    found = [agreement_with_truth(part, data.synthetic.truth).assign(**dict(zip(who, key))) for key, part in frame.groupby(who, sort=False)]
-    frame = pd.concat(found, ignore_index=True)
-    return frame[who + [column for column in frame if column not in who]].assign(source=data.faces.source)
+    for name, truth in (("rest", data.synthetic.truth), ("hidden", hidden_truth(data.synthetic))):
+        for key, part in frame.groupby(who, sort=False):
+            found += [agreement_with_truth(part, truth, f"difference_{measure}").assign(**dict(zip(who, key)), truth=name, measure=measure)
+                      for measure in ("p", "separation")]
+    frame, first = pd.concat(found, ignore_index=True), [*who, "truth", "measure"]
+    return frame[first + [column for column in frame if column not in first]].assign(source=data.faces.source)

@@ -14,7 +14,7 @@ import numpy as np
 
 from .runs import Run, stored_metrics
 from .study import Study, to_csv
-from .tables import TABLES
+from .tables import TABLES  # study has loaded claims, whose table is among them
 
 TOLERANCE = 1e-9  # relative; sums of float64 may differ in the last digits between machines
 

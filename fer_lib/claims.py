@@ -1,0 +1,188 @@
+"""The claims ledger: every claim of the three papers that data can speak to, with our number, its interval over seeds and a verdict.
+
+    ledger = claims({grid: study.finished(grid) for grid in GRIDS}, data)     # tables/00_claims.csv
+
+The list (reference/claims.csv) was committed before the runs that test it; the verdict is computed by `metrics.verdict`, never typed.
+A claim is tested by one function here: runs by grid -> one value a seed, in the claim's own measure and direction.
+"""
+from collections.abc import Callable
+from itertools import permutations
+
+import numpy as np
+import pandas as pd
+
+from .dataset import Dataset
+from .faces import EMOTIONS
+from .measures import unpack
+from .metrics import measures, over_seeds, verdict
+from .models import ensemble
+from .runs import Run
+from .tables import Runs, enrichment, published, table
+
+Values = tuple[list[float], int]                                   # one value a seed, and the test faces it rests on
+CLAIMS: dict[int, Callable[[dict[str, Runs], Dataset], Values]] = {}
+
+
+def _score(run: Run, data: Dataset, test: str = "unmasked", measure: str = "macro_accuracy") -> float:
+    return measures(run.logits(f"test_{test}"), data.labels("test"))[measure]
+
+
+def _recall(run: Run, data: Dataset, emotion: str, test: str = "unmasked") -> float:
+    """Recall of an emotion; on the author's MaskFer rows where they are given."""
+    some = (data.labels("test") == EMOTIONS.index(emotion)) & data.subsets("test").get("author", True)
+    return float((run.logits(f"test_{test}").argmax(1)[some] == EMOTIONS.index(emotion)).mean())
+
+
+def _faces(data: Dataset, emotion: str, paired: bool = False) -> int:
+    here = data.labels("test") == EMOTIONS.index(emotion)
+    return int((here & data.subsets("test").get("author", True)).sum() if paired else here.sum())
+
+
+def _changes(grid: Runs, a: str, b: str, value: Callable[[Run], float]) -> list[float]:
+    """value(b) - value(a), a pair a seed."""
+    return [value(other) - value(one) for one in grid.get(a, []) for other in grid.get(b, []) if one.spec.seed == other.spec.seed]
+
+
+def _between(id_: int, grid: str, a: str, b: str, test: str = "unmasked", measure: str = "macro_accuracy") -> None:
+    """A claim on a score of arm b against arm a."""
+    CLAIMS[id_] = lambda runs, data: (_changes(runs[grid], a, b, lambda run: _score(run, data, test, measure)), len(data.labels("test")))
+
+
+def _emotion(id_: int, grid: str, a: str, b: str, emotion: str) -> None:
+    """A claim on an emotion's recall of arm b against arm a, whole faces, all test rows."""
+    def recall(run):
+        return run.metrics["test_unmasked"]["all"]["recall"][EMOTIONS.index(emotion)]
+
+    CLAIMS[id_] = lambda runs, data: (_changes(runs[grid], a, b, recall), _faces(data, emotion))
+
+
+def _under_mask(id_: int, grid: str, name: str, emotion: str, relative: bool = False) -> None:
+    """A claim on an emotion's recall under a mask against without one, the same network and the same faces."""
+    def change(run, data):
+        whole, masked = _recall(run, data, emotion), _recall(run, data, emotion, "masked")
+        return (masked - whole) / (whole if relative else 1)
+
+    CLAIMS[id_] = lambda runs, data: ([change(run, data) for run in runs[grid].get(name, [])], _faces(data, emotion, True))
+
+
+def _ablated(id_: int, a: str, b: str, emotion: str, region: str) -> None:
+    """A claim on what region ablation (grey, control subtracted) costs p(label) of an emotion, arm b against arm a."""
+    def values(runs, data):
+        def cell(run):
+            frame = unpack("unmasked_mean", run.measured("regions"), ("emotion", "region")).set_index(["emotion", "region"])
+            return frame.loc[(emotion, region)]
+
+        known = {name: [run for run in runs["06_seeds"].get(name, []) if run.measured("regions")] for name in (a, b)}
+        n = int(cell(known[a][0])["n"]) if known[a] else 0
+        return _changes(known, a, b, lambda run: cell(run)["difference_p"]), n
+
+    CLAIMS[id_] = values
+
+
+def _enriched(id_: int, feature: str) -> None:
+    """A claim that the input gate's attention lies on a feature."""
+    CLAIMS[id_] = lambda runs, data: ([enrichment(run, data, (feature,))[0] - 1 for run in runs["03_seeds"].get("input", [])
+                                       if run.measured("attention")], len(data.labels("test")))
+
+
+_between(1, "05_controls", "baseline", "perturb")
+_between(2, "05_second", "baseline", "perturb")
+_between(3, "05", "dpn baseline", "dpn perturb")
+_between(4, "05_controls", "baseline", "perturb", measure="macro_f1")
+_between(5, "05_controls", "C4 coordinates", "perturb")
+_between(6, "05_controls", "baseline", "perturb", test="masked")
+for id_, (first, then) in {7: (1, 3), 8: (2, 3), 9: (4, 3), 10: (3, 6)}.items():
+    _between(id_, "04", f"K={first}", f"K={then}")
+for id_, feature in {11: "eyes", 12: "mouth"}.items():
+    _enriched(id_, feature)
+_under_mask(14, "05_controls", "baseline", "happy", relative=True)
+_under_mask(15, "05_controls", "baseline", "surprise", relative=True)
+_under_mask(16, "05_controls", "baseline", "disgust")
+for id_, network in {17: "densenet", 18: "dpn", 19: "resnet"}.items():
+    _under_mask(id_, "02", f"{network} unmasked", "sad")
+_under_mask(20, "05_controls", "baseline", "neutral")
+_between(21, "02", "vgg16 unmasked", "densenet unmasked")
+_emotion(23, "05_controls", "baseline", "perturb", "fear")
+_emotion(24, "05_controls", "baseline", "perturb", "sad")
+_ablated(25, "vgg16 unmasked", "vgg16 perturb", "fear", "mouth")
+_ablated(26, "vgg16 unmasked", "vgg16 perturb", "fear", "nose")
+_ablated(27, "vgg16 unmasked", "vgg16 masked", "angry", "brows")
+
+
+def _holds_features(runs: dict[str, Runs], data: Dataset) -> Values:
+    """How much the clusters of the scheme's runs hold: the least of the shares of left eye, right eye, and mouth with nose that lie each
+    in a cluster of its own (the best such assignment), minus one half."""
+    eyes, nose, mouth = (data.region_shares[name] for name in ("eyes", "nose", "mouth"))  # [48, 48] each
+    left = np.arange(48) < 24
+    features = np.stack([eyes * left, eyes * ~left, nose + mouth])
+    found = []
+    for run in runs["05_controls"].get("perturb", []):
+        parts = run.measured("clusters")["parts"][0]
+        share = np.array([[(feature * (parts == k)).sum() for k in range(3)] for feature in features]) / features.sum((1, 2))[:, None]
+        found.append(max(min(share[i, k] for i, k in enumerate(order)) for order in permutations(range(3))) - 0.5)
+    return found, len(data.labels("test"))
+
+
+def _ensemble_gain(runs: dict[str, Runs], data: Dataset) -> Values:
+    """Macro accuracy of the networks' ensemble minus that of the member best on validation."""
+    members = [several for name, several in runs["02"].items() if name.endswith(" unmasked")]
+    found = []
+    for some in zip(*members) if len(members) > 1 else ():
+        best = max(some, key=lambda run: run.metrics["val_unmasked"]["all"]["macro_accuracy"])
+        joint = ensemble([run.logits("test_unmasked") for run in some]).numpy()
+        found.append(measures(joint, data.labels("test"))["macro_accuracy"] - _score(best, data))
+    return found, len(data.labels("test"))
+
+
+def _in_low_light(runs: dict[str, Runs], data: Dataset) -> Values:
+    """Mean accuracy over emotions and all levels of darkening, scheme minus baseline."""
+    def score(run):
+        frame = unpack("darkening", run.measured("robustness"), ("level", "emotion"))
+        return frame[(frame["level"].astype(float) < 1) & (frame["emotion"] != "all")]["accuracy"].mean()
+
+    known = {name: [run for run in several if run.measured("robustness")] for name, several in runs["06_seeds"].items()}
+    return _changes(known, "vgg16 unmasked", "vgg16 perturb", score), len(data.labels("test"))
+
+
+CLAIMS |= {13: _holds_features, 22: _ensemble_gain, 28: _in_low_light}
+
+
+@table("00_claims", "*")
+def claims(runs: dict[str, Runs], data: Dataset) -> pd.DataFrame:
+    """One line a claim: what was published, ours (mean over seeds) with its 95 % t interval, seeds, test faces, and the verdict.
+
+    `runs` holds every grid. A claim without runs (or without data that could test it) is "not testable". Published values are FER2013's.
+    """
+    rows = []
+    for claim in published("claims.csv").to_dict("records"):
+        values, n = CLAIMS[claim["id"]](runs, data) if claim["id"] in CLAIMS else ([], 0)
+        if data.faces.source == "synthetic":
+            claim["published"] = np.nan
+        found = over_seeds(values) if values else {"mean": np.nan, "n": 0, "low": np.nan, "high": np.nan}
+        rows.append(claim | {"value": found["mean"], "low": found["low"], "high": found["high"], "seeds": found["n"], "n": n if values else 0,
+                             "verdict": verdict(found["low"], found["high"], found["n"], claim["direction"], claim["published"])})
+        absent = "its data are not obtainable" if "not obtainable" in claim["comparison"] else "no run that tests it is stored"
+        rows[-1]["note"] = "" if values else absent
+    return pd.DataFrame(rows).rename(columns={"source": "where"}).assign(source=data.faces.source)
+
+
+PAPERS = {"P": "Leaving Some Facial Features Behind", "M": "Masked-FER paradigms (MSD-E)", "A": "Privileged Attribution Loss"}
+
+
+def readable(ledger: pd.DataFrame) -> str:
+    """The ledger as a Markdown table, differences in points: what the README and the report show. `ledger` as `claims` gives it or as read from
+    its CSV; claims without a run of their own are counted below."""
+    def points(value: float, factor: float = 100) -> str:
+        return f"{factor * value:+.1f}" if np.isfinite(value) else ""
+
+    lines = ["| claim (where) | published | ours | 95 % over seeds | seeds | verdict |", "|---|---|---|---|---|---|"]
+    tested = ledger[ledger["seeds"] > 0]
+    for claim in tested.to_dict("records"):
+        interval = f"{points(claim['low'])} to {points(claim['high'])}" if np.isfinite(claim["low"]) else ""
+        lines.append(f"| {claim['claim']} ({claim['where']}) | {points(claim['published'])} | {points(claim['value'])} | {interval} | "
+                     f"{claim['seeds']} | {claim['verdict']} |")
+    counts = tested["verdict"].value_counts()
+    said = ", ".join(f"{counts.get(name, 0)} {name}" for name in ("reproduced", "not reproduced", "inconclusive"))
+    rest = ledger[ledger["seeds"] == 0]
+    without = "; ".join(f"{len(part)} of {PAPERS[paper]}" for paper, part in rest.groupby("paper", sort=False))
+    return "\n".join([*lines, "", f"Of {len(tested)} claims tested: {said}." + (f" Not yet testable: {without}." if without else "")])
