@@ -86,7 +86,7 @@ def _enriched(id_: int, feature: str) -> None:
 
 
 _between(1, "05_controls", "baseline", "perturb")
-_between(2, "05_second", "baseline", "perturb")
+_between(2, "05", "resnet baseline", "resnet perturb")
 _between(3, "05", "dpn baseline", "dpn perturb")
 _between(4, "05_controls", "baseline", "perturb", measure="macro_f1")
 _between(5, "05_controls", "C4 coordinates", "perturb")

@@ -13,7 +13,6 @@ from scipy.special import log_softmax
 from scipy.stats import norm
 from scipy.stats import t as student
 from statsmodels.stats import contingency_tables
-from statsmodels.stats.multitest import multipletests
 from statsmodels.stats.proportion import proportion_confint
 
 from .faces import EMOTIONS
@@ -121,15 +120,27 @@ def interval(logits: np.ndarray, labels: np.ndarray, measure: str = "accuracy", 
     return float(low), float(high)
 
 
+def t_interval(mean, sd, n, level: float = 0.95):
+    """Ends of the t interval of means of n values with standard deviation sd (arrays or numbers); NaN where n is 1."""
+    with np.errstate(invalid="ignore"):
+        half = student.ppf(0.5 + level / 2, np.asarray(n) - 1.0) * sd / np.sqrt(n)
+    return mean - half, mean + half
+
+
+def t_test(mean, sd, n):
+    """p of the two-sided t test that means of n values with standard deviation sd differ from 0 (arrays or numbers); without spread 0, NaN
+    where the mean is 0 too or n is 1."""
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return 2 * student.sf(np.abs(mean) / (np.asarray(sd) / np.sqrt(n)), np.asarray(n) - 1.0)
+
+
 def over_seeds(values, level: float = 0.95) -> dict[str, float]:
     """mean, sd, n and the t interval of runs that differ in their seed; one run has neither sd nor interval (NaN)."""
     values = np.asarray(values, float)
     n, mean = len(values), float(np.mean(values))
-    if n < 2:
-        return {"mean": mean, "sd": np.nan, "n": n, "low": np.nan, "high": np.nan}
-    sd = float(np.std(values, ddof=1))
-    half = student.ppf(0.5 + level / 2, n - 1) * sd / np.sqrt(n)
-    return {"mean": mean, "sd": sd, "n": n, "low": mean - half, "high": mean + half}
+    sd = float(np.std(values, ddof=1)) if n > 1 else np.nan
+    low, high = t_interval(mean, sd, n, level)
+    return {"mean": mean, "sd": sd, "n": n, "low": float(low), "high": float(high)}
 
 
 def paired(a, b, level: float = 0.95) -> dict[str, float]:
@@ -140,10 +151,8 @@ def paired(a, b, level: float = 0.95) -> dict[str, float]:
     """
     if len(a) != len(b):
         raise ValueError(f"Arms of {len(a)} and {len(b)} seeds cannot be paired: give both the same seeds in the same order.")
-    change = np.asarray(b, float) - np.asarray(a, float)
-    found = over_seeds(change, level)
-    with np.errstate(divide="ignore", invalid="ignore"):  # without spread p is 0, or NaN where nothing changed
-        p = float(2 * student.sf(abs(found["mean"]) / (found["sd"] / np.sqrt(found["n"])), found["n"] - 1)) if found["n"] > 1 else np.nan
+    found = over_seeds(np.asarray(b, float) - np.asarray(a, float), level)
+    p = float(t_test(found["mean"], found["sd"], found["n"]))
     return {"change": found.pop("mean"), **found, "p": p}
 
 
@@ -202,11 +211,15 @@ def mcnemar(right_a: np.ndarray, right_b: np.ndarray) -> dict[str, float]:
 
 
 def holm(p) -> np.ndarray:
-    """Holm's adjusted p values [m], in their order; NaN (nothing was tested) stays NaN and counts in no family."""
+    """Holm's adjusted p values [m], in their order; NaN (nothing was tested) stays NaN and counts in no family.
+
+    Written here since statsmodels' multipletests runs the garbage collector on every call (0.2 s); a test holds it to that.
+    """
     p = np.asarray(p, float)
     adjusted, tested = p.copy(), ~np.isnan(p)
-    if tested.any():
-        adjusted[tested] = multipletests(p[tested], method="holm")[1]
+    order, m = np.argsort(p[tested]), tested.sum()
+    steps = np.minimum(np.maximum.accumulate(p[tested][order] * (m - np.arange(m))), 1)
+    adjusted[tested] = steps[np.argsort(order)]
     return adjusted
 
 

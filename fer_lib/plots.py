@@ -762,7 +762,7 @@ def map_similarities(frame: pd.DataFrame, floor: pd.DataFrame, title: str) -> Fi
     axes[0].set_yticks(range(len(methods)), [METHOD_NAMES[m] for m in methods])
     axes[0].set_ylim(len(methods) - 0.5, -0.5)
     axes[0].set_xlabel("rank correlation of mean maps, mean over emotions")
-    axes[1].set_xlabel("less the floor (left of 0: the maps differ more than two seeds do)")
+    axes[1].set_xlabel("less the floor (left of 0: beyond the chance of training)")
     axes[1].axvline(0, color="#333333", lw=0.8)
     for axis in axes:
         axis.grid(axis="y", visible=False)

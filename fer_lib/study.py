@@ -25,7 +25,7 @@ import pandas as pd
 import torch
 
 from .claims import claims
-from .dataset import OCCLUDED, Dataset, open_dataset
+from .dataset import Dataset, open_dataset
 from .measures import MEASURES
 from .perturb import Perturb
 from .runs import Run, RunSpec, Store, complete, device_name, spec_versions
@@ -51,9 +51,8 @@ class Preset:
     sweep: dict = field(default_factory=dict)                 # what the cluster sweep's VGG departs by
     n_clusters: tuple[int, ...] = (1, 2, 3, 4, 5, 6, 7, 8)
     seeds: tuple[int, ...] = (0,)
-    second: str = "resnet"                                    # network on which the controls are run once more
     arms: tuple[str, ...] = ()                                # controls and ablations that are run; () is all of them
-    occluded: tuple[str, ...] = tuple(v for v in OCCLUDED if v.startswith("no_") or v.removeprefix("rolled_") in ("brows", "eyes", "nose", "mouth"))
+    explained: tuple[str, ...] = ()                           # networks of 06; () is all of them
     grid_seeds: dict[str, tuple[int, ...]] = field(default_factory=dict)  # grids with seeds of their own
     sizes: tuple[int, int, int] = (2100, 700, 700)            # synthetic faces a split, when no data is given
 
@@ -64,8 +63,8 @@ PRESETS = {
         replace(RECIPES["fast"], epochs=2, batch=64, lr=0.05, precision="fp32"),
         {"vgg16": {"depth": 8, "width": 0.5, "epochs": 8, "batch": 32}, "resnet": {"depth": 10, "width": 0.125}, "densenet": {"depth": 29, "width": 0.4},
          "dpn": {"depth": 26, "width": 0.0625}, "resmasking": {"depth": 10, "width": 0.0625, "epochs": 1}},
-        scheme=("vgg16",), longer={"epochs": 12}, sweep={"depth": 8, "width": 0.25, "epochs": 3, "batch": 32}, n_clusters=(2, 3), sizes=(1400, 350, 350),
-        arms=("C4 coordinates", "fill mean"), occluded=("no_mouth", "rolled_mouth"), grid_seeds={grid: (0, 1) for grid in REPLICATED}),
+        scheme=("vgg16",), longer={"epochs": 12}, sweep={"depth": 8, "width": 0.25, "epochs": 3, "batch": 32}, n_clusters=(2, 3), sizes=(1050, 210, 210),
+        arms=("C4 coordinates", "fill mean"), explained=("vgg16", "resnet"), grid_seeds={grid: (0, 1) for grid in ("05_controls", "06_seeds")}),
     # Widths, depths and epochs so that a run takes 5 to 13 minutes on one core; fp32 because bf16 was measured slower on that machine.
     "reduced": Preset(
         "FER2013 on a CPU: narrow versions of the same architectures, few epochs",
@@ -135,24 +134,20 @@ def scheme(preset: Preset, data: Dataset, seed: int = 0) -> dict[str, RunSpec]:
 def explained(preset: Preset, data: Dataset, seed: int = 0) -> dict[str, RunSpec]:
     """06: the baselines of 02 on both kinds of face, and the networks of 05 trained with the scheme; it adds no run of its own."""
     perturbed = {name: one for name, one in scheme(preset, data, seed).items() if name.endswith(" perturb")}
-    return {**baselines(preset, data, seed), **perturbed}
+    found = {**baselines(preset, data, seed), **perturbed}
+    return {name: one for name, one in found.items() if not preset.explained or name.split(" ")[0] in preset.explained}
 
 
 CONTROLS = {"C1 cuts": "cuts", "C2 rectangles": "rectangles", "C4 coordinates": "coordinates", "C5 rolled": "rolled"}  # the obligatory ones
 
 
-def controls(preset: Preset, data: Dataset, seed: int = 0, model: str = "vgg16", settings: dict | None = None) -> dict[str, RunSpec]:
+def controls(preset: Preset, data: Dataset, seed: int = 0) -> dict[str, RunSpec]:
     """05: the scheme against its controls on the small VGG: equal images seen, equal updates, equal views at test."""
     gate = gates(preset, data, seed)["input"]
-    base = spec(preset, data, model, seed, settings or preset.sweep or None)
+    base = spec(preset, data, "vgg16", seed, preset.sweep or None)
     arms = {"perturb": Perturb(views=preset.views), **{name: Perturb(source=source, views=preset.views) for name, source in CONTROLS.items()}}
     return {"baseline": base, "C0 baseline, views": _shown_views(base, gate),
             **{name: replace(base, perturb=arm, gate=gate) for name, arm in _chosen(preset, arms).items()}}
-
-
-def second(preset: Preset, data: Dataset, seed: int = 0) -> dict[str, RunSpec]:
-    """05: the same on a second network, at its size of 02."""
-    return controls(preset, data, seed, preset.second, preset.models[preset.second])
 
 
 def ablations(preset: Preset, data: Dataset, seed: int = 0) -> dict[str, RunSpec]:
@@ -198,12 +193,6 @@ def explained_seeds(preset: Preset, data: Dataset, seed: int = 0) -> dict[str, R
     return {"vgg16 unmasked": arms["baseline"], "vgg16 masked": replace(arms["baseline"], variant="masked"), "vgg16 perturb": arms["perturb"]}
 
 
-def occluded(preset: Preset, data: Dataset, seed: int = 0) -> dict[str, RunSpec]:
-    """06: the small VGG trained and tested without a region of the face, and without the same shape at a random place."""
-    base = controls(preset, data, seed)["baseline"]
-    return {"whole": base, **{variant: replace(base, variant=variant) for variant in preset.occluded}}
-
-
 def _chosen(preset: Preset, arms: dict) -> dict:
     """The arms that a preset runs; the scheme itself always."""
     return {name: arm for name, arm in arms.items() if not preset.arms or name in ("perturb", *preset.arms)}
@@ -211,7 +200,7 @@ def _chosen(preset: Preset, arms: dict) -> dict:
 
 # By notebook: what stands before "_" is its number.
 GRIDS = {"02": baselines, "02_leak": leak, "03": gates, "03_seeds": gate_seeds, "04": sweep, "05": scheme, "05_controls": controls,
-         "05_second": second, "05_ablations": ablations, "05_costs": costs, "06": explained, "06_seeds": explained_seeds, "06_occluded": occluded}
+         "05_ablations": ablations, "05_costs": costs, "06": explained, "06_seeds": explained_seeds}
 
 
 class Study:

@@ -21,7 +21,7 @@ from .faces import EMOTIONS, SIZE
 from .landmarks import HOW, REGIONS
 from .masking import coverage
 from .measures import CASCADE_METHODS, REGION_FILLS, ROBUST, unpack
-from .metrics import HEADLINE, batched_macro_f1, confusion, holm, measures, over_seeds, paired, reliability, resampled, two_level, wilson
+from .metrics import HEADLINE, batched_macro_f1, confusion, holm, measures, over_seeds, paired, reliability, resampled, t_interval, t_test, two_level, wilson
 from .models import ensemble
 from .runs import Run
 from .saliency import FEATURES, agreement_with_truth, similarity
@@ -68,6 +68,29 @@ def scores(logits: np.ndarray, data: Dataset, split: str = "test", views: tuple[
 def published(file: str) -> pd.DataFrame:
     """A published table from fer_lib/reference."""
     return pd.read_csv(REFERENCE / file, comment="#")
+
+
+def _gain(a: list[Run], b: list[Run], name_a: str, name_b: str, data: Dataset, measure: str = "macro_accuracy",
+          rows: np.ndarray | None = None) -> dict:
+    """From arm a to arm b, runs of the same seeds: `change` with its seed-paired t interval (`low`, `high`; none with one seed) and the
+    two-level bootstrap interval over seeds and faces (over the faces alone with one seed); name_* are logits, `rows` bool [n] the test
+    faces (None: all). For recall arrays [7]."""
+    rows = np.ones(len(data.labels("test")), bool) if rows is None else rows
+    labels = data.labels("test")[rows]
+    pairs = [(one, other) for one in a for other in b if one.spec.seed == other.spec.seed]
+    right = [np.stack([pair[i].logits(name)[rows].argmax(1) == labels for pair in pairs]) for i, name in enumerate((name_a, name_b))]  # bool [S, n]
+    both = two_level(*right, labels, measure)
+    found = {"change": both["change"], "two_level_low": both["low"], "two_level_high": both["high"], "seeds": both["n_seeds"], "n": both["n"]}
+    if measure == "recall":
+        return found
+    values = [[_from_right(one, labels)[measure] for one in arm] for arm in right]
+    over = paired(*values)
+    return {"from": np.mean(values[0]), "to": np.mean(values[1]), **found, **{name: over[name] for name in ("sd", "low", "high")}}
+
+
+def _from_right(right: np.ndarray, labels: np.ndarray) -> dict[str, float]:
+    """Accuracy and macro accuracy of one run, from bool [n]."""
+    return {"accuracy": right.mean(), "macro_accuracy": np.mean([right[labels == c].mean() for c in np.unique(labels)])}
 
 
 # -------------------------------------------------------------------------------------------------------------------- 01 the faces
@@ -248,6 +271,18 @@ def leaked(runs: Runs, data: Dataset) -> pd.DataFrame:
     return _tidy(pd.concat([frame, mean], ignore_index=True), data)
 
 
+@table("02_leak", "02_leak")
+def leak(runs: Runs, data: Dataset) -> pd.DataFrame:
+    """What the copies are worth: the small VGG trained on all faces against one trained without those that have a copy in validation or test.
+    `change` with the seed-paired t interval and the two-level bootstrap interval; on all, on leaked and on clean test faces."""
+    clean, rows = data.subsets("test")["clean"], []
+    for faces, some in (("all", clean | True), ("leaked", ~clean), ("clean", clean)):
+        rows += [{"faces": faces, "measure": measure,
+                  **_gain(runs["without copies"], runs["with copies"], "test_unmasked", "test_unmasked", data, measure, some)}
+                 for measure in ("accuracy", "macro_accuracy") if some.any()]
+    return _tidy(pd.DataFrame(rows), data)
+
+
 @table("02_reliability", "02")
 def calibration(runs: Runs, data: Dataset) -> pd.DataFrame:
     """Confidence against accuracy in 15 bins, every model trained and tested on unmasked faces, all test faces; `ece` is the model's
@@ -353,26 +388,6 @@ def partitions(runs: Runs, data: Dataset) -> pd.DataFrame:
 
 # ---------------------------------------------------------------------------------------------------------------------- 05 perturb
 
-def _gain(a: list[Run], b: list[Run], name_a: str, name_b: str, data: Dataset, measure: str = "macro_accuracy") -> dict:
-    """From arm a to arm b, runs of the same seeds: `change` with its seed-paired t interval (`low`, `high`; none with one seed) and the
-    two-level bootstrap interval over seeds and faces (over the faces alone with one seed); name_* are logits. For recall arrays [7]."""
-    labels = data.labels("test")
-    pairs = [(one, other) for one in a for other in b if one.spec.seed == other.spec.seed]
-    right = [np.stack([pair[i].logits(name).argmax(1) == labels for pair in pairs]) for i, name in enumerate((name_a, name_b))]  # bool [S, n]
-    both = two_level(*right, labels, measure)
-    found = {"change": both["change"], "two_level_low": both["low"], "two_level_high": both["high"], "seeds": both["n_seeds"], "n": both["n"]}
-    if measure == "recall":
-        return found
-    values = [[_from_right(one, labels)[measure] for one in arm] for arm in right]
-    over = paired(*values)
-    return {"from": np.mean(values[0]), "to": np.mean(values[1]), **found, **{name: over[name] for name in ("sd", "low", "high")}}
-
-
-def _from_right(right: np.ndarray, labels: np.ndarray) -> dict[str, float]:
-    """Accuracy and macro accuracy of one run, from bool [n]."""
-    return {"accuracy": right.mean(), "macro_accuracy": np.mean([right[labels == c].mean() for c in np.unique(labels)])}
-
-
 def _pairs_of_schemes(runs: Runs):
     """(network, evaluation, suffix of the logits, its baseline's runs, its scheme's runs) of grid 05."""
     for model in dict.fromkeys(name.split(" ")[0] for name in runs):
@@ -429,14 +444,12 @@ def under_mask(runs: Runs, data: Dataset) -> pd.DataFrame:
 
 
 @table("05_arms", "05_controls")
-@table("05_arms_second", "05_second")
 def arms(runs: Runs, data: Dataset) -> pd.DataFrame:
     """Every seed of the scheme and of its controls, on unmasked and on masked test faces (`test`), `clean` and on `views`."""
     return _tidy(pd.DataFrame(_arms(runs, data, ("unmasked", "masked"))), data)
 
 
 @table("05_controls", "05_controls")
-@table("05_controls_second", "05_second")
 def against_controls(runs: Runs, data: Dataset) -> pd.DataFrame:
     """What the scheme gains over the baseline and each control at equal images, updates and views: `change` of accuracy and macro accuracy
     with the seed-paired t interval (`low`, `high`) and the two-level bootstrap interval; on unmasked and on masked test faces."""
@@ -597,20 +610,22 @@ def seeds_ablation(runs: Runs, data: Dataset) -> pd.DataFrame:
     `change` is that to the network trained on unmasked faces without the scheme, on the same faces, seed by seed, with its t interval, the p of
     its test, and `p_holm`: p adjusted over the seven emotions of the same region.
     """
-    who, cell = ["model", "train", "scheme"], ["faces", "fill", "region", "emotion"]
+    who, cell = ["model", "train", "scheme"], ["measure", "faces", "fill", "region", "emotion"]
     frame = region_ablation(runs, data).rename(columns={"difference_p": "p", "difference_separation": "separation"})
-    frame = frame.melt([*who, "seed", *cell, "n"], ["p", "separation"], "measure", value_name="difference")
-    cell = ["measure", *cell]
-    base = frame[(frame["train"] == "unmasked") & (frame["scheme"] == "baseline")].set_index(["model", *cell, "seed"])["difference"].rename("base")
+    frame = frame.melt([*who, "seed", *cell[1:], "n"], ["p", "separation"], "measure", value_name="difference")
+    n = frame.groupby([*who, *cell])["n"].first().to_dict()
+    wide = frame.pivot_table(values="difference", index=[*who, *cell], columns="seed", sort=False)  # NaN: no run of that seed
+    arms = dict(zip(wide.index, wide.to_numpy()))
     rows = []
-    for key, part in frame.join(base, on=["model", *cell, "seed"]).groupby([*who, *cell], sort=False):
-        over = over_seeds(part["difference"])
-        row = {**dict(zip([*who, *cell], key)), "seeds": over["n"], "n": int(part["n"].iloc[0]), "difference": over["mean"],
+    for key, values in arms.items():
+        over = over_seeds(values[~np.isnan(values)])
+        row = {**dict(zip([*who, *cell], key)), "seeds": over["n"], "n": n[key], "difference": over["mean"],
                **{name: over[name] for name in ("sd", "low", "high")}}
-        pairs = part.dropna(subset=["base", "difference"])
-        if key[1:3] != ("unmasked", "baseline") and len(pairs):
-            change = paired(pairs["base"], pairs["difference"])
-            row |= {"change": change["change"], "change_low": change["low"], "change_high": change["high"], "p": change["p"], "pairs": change["n"]}
+        base = arms.get((key[0], "unmasked", "baseline", *key[3:]), np.full_like(values, np.nan))
+        both = ~np.isnan(values + base)
+        if key[1:3] != ("unmasked", "baseline") and both.any():
+            change = paired(base[both], values[both])
+            row |= {"pairs": change["n"], "change": change["change"], "change_low": change["low"], "change_high": change["high"], "p": change["p"]}
         rows.append(row)
     table = pd.DataFrame(rows).reindex(columns=[*who, *cell, "seeds", "n", "difference", "sd", "low", "high", "pairs", "change", "change_low",
                                                 "change_high", "p"])

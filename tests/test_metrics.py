@@ -3,6 +3,7 @@ import numpy as np
 import pytest
 from scipy import stats
 from sklearn import metrics as sk
+from statsmodels.stats.multitest import multipletests
 
 from fer_lib.faces import EMOTIONS
 from fer_lib.metrics import (batched_macro_f1, confusion, holm, interval, mcnemar, measures, over_seeds, paired, per_class, reliability,
@@ -238,6 +239,8 @@ def test_mcnemar_counts_faces_that_one_net_alone_gets_right():
 
 def test_holm_multiplies_the_smallest_p_by_the_number_of_tests():
     assert holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
+    drawn = np.random.default_rng(0).random(7) / 4
+    assert holm(drawn) == pytest.approx(multipletests(drawn, method="holm")[1])
     assert holm([0.01, np.nan, 0.03]) == pytest.approx([0.02, np.nan, 0.03], nan_ok=True)
 
 
