@@ -136,12 +136,16 @@ def _ensemble_gain(runs: dict[str, Runs], data: Dataset) -> Values:
 
 def _in_low_light(runs: dict[str, Runs], data: Dataset) -> Values:
     """Mean accuracy over emotions and all levels of darkening, scheme minus baseline."""
+    def levels(run):
+        return unpack("darkening", run.measured("robustness"), ("level", "emotion"))
+
     def score(run):
-        frame = unpack("darkening", run.measured("robustness"), ("level", "emotion"))
+        frame = levels(run)
         return frame[(frame["level"].astype(float) < 1) & (frame["emotion"] != "all")]["accuracy"].mean()
 
     known = {name: [run for run in several if run.measured("robustness")] for name, several in runs["06_seeds"].items()}
-    return _changes(known, "vgg16 unmasked", "vgg16 perturb", score), len(data.labels("test"))
+    n = int(levels(known["vgg16 unmasked"][0]).query("emotion == 'all'")["n"].iloc[0]) if known.get("vgg16 unmasked") else 0
+    return _changes(known, "vgg16 unmasked", "vgg16 perturb", score), n
 
 
 CLAIMS |= {13: _holds_features, 22: _ensemble_gain, 28: _in_low_light}
