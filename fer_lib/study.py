@@ -33,7 +33,7 @@ from .training import RECIPES, Recipe
 
 log = logging.getLogger(__name__)
 
-REPLICATED = ("02_leak", "03_seeds", "05_controls", "06_seeds")  # grids of the small VGG that are run over several seeds
+REPLICATED = ("03_seeds", "05_controls", "06_seeds")  # grids of the small VGG that are run over several seeds
 FULL_MODELS = {"vgg16": {}, "resnet": {}, "densenet": {}, "dpn": {}, "resmasking": {}}
 
 
@@ -51,7 +51,7 @@ class Preset:
     sweep: dict = field(default_factory=dict)                 # what the cluster sweep's VGG departs by
     n_clusters: tuple[int, ...] = (1, 2, 3, 4, 5, 6, 7, 8)
     seeds: tuple[int, ...] = (0,)
-    arms: tuple[str, ...] = ()                                # controls and ablations that are run; () is all of them
+    arms: tuple[str, ...] = ()                                # controls that are run; () is all of them
     explained: tuple[str, ...] = ()                           # networks of 06; () is all of them
     grid_seeds: dict[str, tuple[int, ...]] = field(default_factory=dict)  # grids with seeds of their own
     sizes: tuple[int, int, int] = (2100, 700, 700)            # synthetic faces a split, when no data is given
@@ -64,7 +64,7 @@ PRESETS = {
         {"vgg16": {"depth": 8, "width": 0.5, "epochs": 8, "batch": 32}, "resnet": {"depth": 10, "width": 0.125}, "densenet": {"depth": 29, "width": 0.4},
          "dpn": {"depth": 26, "width": 0.0625}, "resmasking": {"depth": 10, "width": 0.0625, "epochs": 1}},
         scheme=("vgg16",), longer={"epochs": 12}, sweep={"depth": 8, "width": 0.25, "epochs": 3, "batch": 32}, n_clusters=(2, 3), sizes=(1050, 210, 210),
-        arms=("C4 coordinates", "fill mean"), explained=("vgg16", "resnet"), grid_seeds={grid: (0, 1) for grid in ("05_controls", "06_seeds")}),
+        arms=("C4 coordinates",), explained=("vgg16", "resnet"), grid_seeds={grid: (0, 1) for grid in ("05_controls", "06_seeds")}),
     # Widths, depths and epochs so that a run takes 5 to 13 minutes on one core; fp32 because bf16 was measured slower on that machine.
     "reduced": Preset(
         "FER2013 on a CPU: narrow versions of the same architectures, few epochs",
@@ -150,23 +150,6 @@ def controls(preset: Preset, data: Dataset, seed: int = 0) -> dict[str, RunSpec]
             **{name: replace(base, perturb=arm, gate=gate) for name, arm in _chosen(preset, arms).items()}}
 
 
-def ablations(preset: Preset, data: Dataset, seed: int = 0) -> dict[str, RunSpec]:
-    """05: one thing of the scheme changed at a time, and the other controls; on the small VGG."""
-    gate = gates(preset, data, seed)
-    base = controls(preset, data, seed)["perturb"]
-    blank = replace(gate["input"], recipe=replace(gate["input"].recipe, epochs=0))
-    middle = base.perturb
-    arms = {
-        "signal intensity (C6)": replace(middle, signal="intensity"), "signal both": replace(middle, signal="both"),
-        "alpha 0.6": replace(middle, alpha=0.6), "alpha 3": replace(middle, alpha=3.0),
-        "fill mean": replace(middle, fill="mean"), "fill noise": replace(middle, fill="noise"), "keep one": replace(middle, views="keep_one"),
-        "C3 thirds": replace(middle, source="thirds"), "C5 permuted": replace(middle, source="permuted"),
-        "C7 landmarks": replace(middle, source="landmarks", clusters_per="image")}
-    found = {name: replace(base, perturb=arm) for name, arm in arms.items()}
-    found |= {"gate in blocks": replace(base, gate=gate["blocks"]), "untrained gate (C6)": replace(base, gate=blank)}
-    return {"perturb": base, **_chosen(preset, found)}
-
-
 def costs(preset: Preset, data: Dataset, seed: int = 0) -> dict[str, RunSpec]:
     """05: what a point costs otherwise, on the small VGG: trained twice as long, with balanced loss, on FER+ votes where they are given."""
     arms = controls(preset, data, seed)
@@ -199,8 +182,8 @@ def _chosen(preset: Preset, arms: dict) -> dict:
 
 
 # By notebook: what stands before "_" is its number.
-GRIDS = {"02": baselines, "02_leak": leak, "03": gates, "03_seeds": gate_seeds, "04": sweep, "05": scheme, "05_controls": controls,
-         "05_ablations": ablations, "05_costs": costs, "06": explained, "06_seeds": explained_seeds}
+GRIDS = {"02": baselines, "02_leak": leak, "03": gates, "03_seeds": gate_seeds, "04": sweep, "05": scheme,
+         "05_controls": controls, "05_costs": costs, "06": explained, "06_seeds": explained_seeds}
 
 
 class Study:

@@ -465,18 +465,6 @@ def against_controls(runs: Runs, data: Dataset) -> pd.DataFrame:
     return _tidy(pd.DataFrame(rows), data)
 
 
-@table("05_ablations", "05_ablations")
-def ablations(runs: Runs, data: Dataset) -> pd.DataFrame:
-    """The scheme with one thing changed, and its other controls: scores, and the change of macro accuracy from the scheme as it is."""
-    rows = _arms(runs, data)
-    for row in rows:
-        if row["arm"] != "perturb" and row["faces"] == "all":
-            name = f"test_unmasked{EVALUATIONS[row['evaluation']]}"
-            gain = _gain(runs["perturb"], runs[row["arm"]], name, name, data)
-            row |= {"change": gain["change"], "change_low": gain["two_level_low"], "change_high": gain["two_level_high"], "seeds": gain["seeds"]}
-    return _tidy(pd.DataFrame(rows), data)
-
-
 @table("05_longer", "05")
 @table("05_costs", "05_costs")
 def costs(runs: Runs, data: Dataset) -> pd.DataFrame:
