@@ -232,7 +232,8 @@ def model_scores(frame: pd.DataFrame) -> Figure:
         _bars(axis, np.arange(len(models)) + 0.2 * (2 * i - 1), mean["macro_accuracy"], mean["macro_accuracy_low"], mean["macro_accuracy_high"],
               0.38, color=[MODEL_COLOURS[m] for m in models], alpha=alpha)
     paper = frame.groupby("model")["published_macro_accuracy"].first().loc[models]
-    axis.plot(np.arange(len(models)), paper, "D", color=SCHEME_COLOURS["published"], markeredgecolor="white", markersize=8, label="published (full size)")
+    axis.plot(np.arange(len(models)), paper, "D", color=SCHEME_COLOURS["published"], markeredgecolor="white", markersize=8,
+              label="published (full size)")
     axis.set_xticks(range(len(models)), [MODEL_NAMES[m] for m in models])
     axis.set_ylabel("macro accuracy, test split")
     percent(axis.yaxis)
@@ -643,7 +644,8 @@ def robustness(frame: pd.DataFrame, title: str) -> Figure:
     return _headline(figure, title)
 
 
-def map_grid(rows: dict[str, np.ndarray], faces: np.ndarray, title: str, caption: str, signed: bool = True, columns: tuple[str, ...] = EMOTIONS) -> Figure:
+def map_grid(rows: dict[str, np.ndarray], faces: np.ndarray, title: str, caption: str, signed: bool = True,
+             columns: tuple[str, ...] = EMOTIONS) -> Figure:
     """The paper's Figures 1 and 6: maps [C, 48, 48] of each row in colour over grey faces [C, 48, 48] (or [rows, C, 48, 48]), one scale.
 
     Signed maps from blue (against) to red (for), positive ones from clear to red; strong colour hides the face, none shows it. The
@@ -742,7 +744,8 @@ def randomisation(frame: pd.DataFrame, title: str) -> Figure:
 
 def map_similarities(frame: pd.DataFrame, floor: pd.DataFrame, title: str) -> Figure:
     """Left: rank correlation of the mean maps of two networks of different seeds (of one, where there is one), a dot a pair, a stroke the mean.
-    Right: how far the scheme and masked training lie from the seed-to-seed floor, with 95 % intervals over seeds. `frame` is 06_seeds_similarity, `floor` 06_seeds_floor."""
+    Right: how far the scheme and masked training lie from the seed-to-seed floor, with 95 % intervals over seeds. `frame` is 06_seeds_similarity, `floor`
+    06_seeds_floor."""
     kinds = {"seed": ("two seeds of the baseline (floor)", "#222222"), "perturb": ("scheme against baseline", "#0072B2"),
              "masked": ("trained on masked against unmasked", "#D55E00")}
     frame, floor = (part[part["emotion"] == "all"] for part in (frame, floor))

@@ -375,8 +375,8 @@ def stored_metrics(logits: dict[str, np.ndarray], data: Dataset) -> dict:
 
 
 def _machine(device: str, seconds: float) -> dict:
-    return {"device": device_name(device), "threads": torch.get_num_threads(), "compiled": bool(os.environ.get(COMPILE)), "seconds": round(seconds, 1), "python": platform.python_version(),
-            "torch": torch.__version__, "ended": time.strftime("%Y-%m-%d %H:%M", time.gmtime())}
+    return {"device": device_name(device), "threads": torch.get_num_threads(), "compiled": bool(os.environ.get(COMPILE)),
+            "seconds": round(seconds, 1), "python": platform.python_version(), "torch": torch.__version__, "ended": time.strftime("%Y-%m-%d %H:%M", time.gmtime())}
 
 
 def device_name(device: str) -> str:

@@ -21,7 +21,8 @@ from .faces import EMOTIONS, SIZE
 from .landmarks import HOW, REGIONS
 from .masking import coverage
 from .measures import CASCADE_METHODS, REGION_FILLS, ROBUST, unpack
-from .metrics import HEADLINE, batched_macro_f1, confusion, holm, measures, over_seeds, paired, reliability, resampled, t_interval, t_test, two_level, wilson
+from .metrics import (HEADLINE, batched_macro_f1, confusion, holm, measures, over_seeds, paired, reliability, resampled, t_interval, t_test,
+                      two_level, wilson)
 from .models import ensemble
 from .runs import Run
 from .saliency import FEATURES, agreement_with_truth, similarity

@@ -26,7 +26,8 @@ def run(labels: np.ndarray, seed: int, whole: float, masked: float = 0.3, pertur
     found = logits("test_unmasked")
     metrics = {**measures(found, labels), "recall": per_class(found, labels)["recall"].tolist()}
     return SimpleNamespace(spec=SimpleNamespace(model="vgg16", seed=seed, perturb=perturb, recipe=Recipe(epochs=epochs)), logits=logits,
-                           metrics={"test_unmasked": {"all": metrics}, "val_unmasked": {"all": metrics}}, measured=lambda name: {"parts": thirds} if name == "clusters" else {})
+                           metrics={"test_unmasked": {"all": metrics}, "val_unmasked": {"all": metrics}},
+                           measured=lambda name: {"parts": thirds} if name == "clusters" else {})
 
 
 @pytest.fixture(scope="module")

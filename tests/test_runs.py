@@ -131,7 +131,8 @@ def test_fields_that_came_later_are_left_out_at_their_default(spec):
 
 
 def test_specs_survive_json(family):
-    specs = [*family.values(), replace(family["scheme"], rows="unleaked"), replace(family["views"], recipe=replace(RECIPES["paper"], grow=(32, 40, 48)), start=family["scheme"])]
+    specs = [*family.values(), replace(family["scheme"], rows="unleaked"),
+             replace(family["views"], recipe=replace(RECIPES["paper"], grow=(32, 40, 48)), start=family["scheme"])]
     for spec in specs:
         again = RunSpec.from_json(json.loads(json.dumps(spec.to_json())))
         assert again == spec and again.key == spec.key
