@@ -150,21 +150,6 @@ def controls(preset: Preset, data: Dataset, seed: int = 0) -> dict[str, RunSpec]
             **{name: replace(base, perturb=arm, gate=gate) for name, arm in _chosen(preset, arms).items()}}
 
 
-def costs(preset: Preset, data: Dataset, seed: int = 0) -> dict[str, RunSpec]:
-    """05: what a point costs otherwise, on the small VGG: trained twice as long, with balanced loss, on FER+ votes where they are given."""
-    arms = controls(preset, data, seed)
-    base = arms["baseline"]
-    found = {"baseline": base, "perturb": arms["perturb"], "twice as long": replace(base, recipe=replace(base.recipe, epochs=2 * base.recipe.epochs)),
-             "balanced loss": replace(base, objective="balanced")}
-    return found if data.votes is None else {**found, "FER+ votes": replace(base, labels=f"votes-{data.votes.fingerprint}")}
-
-
-def leak(preset: Preset, data: Dataset, seed: int = 0) -> dict[str, RunSpec]:
-    """02: what the copies between the splits are worth: the small VGG trained with and without those of validation and test faces."""
-    base = controls(preset, data, seed)["baseline"]
-    return {"with copies": base, "without copies": replace(base, rows="unleaked")}
-
-
 def gate_seeds(preset: Preset, data: Dataset, seed: int = 0) -> dict[str, RunSpec]:
     """03: the input gate once more for each seed; the scheme's runs of that seed cluster its maps."""
     return {"input": gates(preset, data, seed)["input"]}
@@ -182,8 +167,8 @@ def _chosen(preset: Preset, arms: dict) -> dict:
 
 
 # By notebook: what stands before "_" is its number.
-GRIDS = {"02": baselines, "02_leak": leak, "03": gates, "03_seeds": gate_seeds, "04": sweep, "05": scheme,
-         "05_controls": controls, "05_costs": costs, "06": explained, "06_seeds": explained_seeds}
+GRIDS = {"02": baselines, "03": gates, "03_seeds": gate_seeds, "04": sweep, "05": scheme,
+         "05_controls": controls, "06": explained, "06_seeds": explained_seeds}
 
 
 class Study:

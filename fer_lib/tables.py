@@ -272,18 +272,6 @@ def leaked(runs: Runs, data: Dataset) -> pd.DataFrame:
     return _tidy(pd.concat([frame, mean], ignore_index=True), data)
 
 
-@table("02_leak", "02_leak")
-def leak(runs: Runs, data: Dataset) -> pd.DataFrame:
-    """What the copies are worth: the small VGG trained on all faces against one trained without those that have a copy in validation or test.
-    `change` with the seed-paired t interval and the two-level bootstrap interval; on all, on leaked and on clean test faces."""
-    clean, rows = data.subsets("test")["clean"], []
-    for faces, some in (("all", clean | True), ("leaked", ~clean), ("clean", clean)):
-        rows += [{"faces": faces, "measure": measure,
-                  **_gain(runs["without copies"], runs["with copies"], "test_unmasked", "test_unmasked", data, measure, some)}
-                 for measure in ("accuracy", "macro_accuracy") if some.any()]
-    return _tidy(pd.DataFrame(rows), data)
-
-
 @table("02_reliability", "02")
 def calibration(runs: Runs, data: Dataset) -> pd.DataFrame:
     """Confidence against accuracy in 15 bins, every model trained and tested on unmasked faces, all test faces; `ece` is the model's
@@ -467,7 +455,6 @@ def against_controls(runs: Runs, data: Dataset) -> pd.DataFrame:
 
 
 @table("05_longer", "05")
-@table("05_costs", "05_costs")
 def costs(runs: Runs, data: Dataset) -> pd.DataFrame:
     """What a point costs: the first network's baseline, the scheme, and other ways to spend compute. `compute` is the pixels seen in training,
     as a multiple of the baseline's; `change` is in macro accuracy over the baseline, with the bootstrap interval over seeds and faces (over the
