@@ -12,8 +12,6 @@ import pandas as pd
 from scipy.special import log_softmax
 from scipy.stats import norm
 from scipy.stats import t as student
-from statsmodels.stats import contingency_tables
-from statsmodels.stats.proportion import proportion_confint
 
 from .faces import EMOTIONS
 
@@ -85,6 +83,8 @@ def reliability(logits: np.ndarray, labels: np.ndarray, bins: int = 15) -> pd.Da
 
 def wilson(share, n) -> tuple:
     """Wilson's 95 % interval (low, high) of shares of n faces (numbers or arrays); rounded, so that an end at 0 or 1 is exactly that."""
+    from statsmodels.stats.proportion import proportion_confint
+
     return tuple(np.round(proportion_confint(np.multiply(share, n), n, method="wilson"), 12))
 
 
@@ -206,6 +206,8 @@ def mcnemar(right_a: np.ndarray, right_b: np.ndarray) -> dict[str, float]:
     right_a, right_b bool [n]. It says nothing about recipes: two trainings of one recipe are found to differ too often, use `paired`.
     """
     a_only, b_only = int((right_a & ~right_b).sum()), int((right_b & ~right_a).sum())
+    from statsmodels.stats import contingency_tables
+
     found = contingency_tables.mcnemar([[0, a_only], [b_only, 0]], exact=True)
     return {"a_only": a_only, "b_only": b_only, "p": float(found.pvalue)}
 

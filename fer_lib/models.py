@@ -7,10 +7,9 @@ Every network is stem -> stages -> head. `forward_features` gives the last stage
 network has gates. Every non-linearity is an `nn.ReLU` module of its own, none in place: Captum needs that.
 A new architecture is one function and one entry in `MODELS`.
 """
+from importlib import import_module
+
 import torch
-from timm.models.densenet import DenseBlock, DenseTransition
-from timm.models.dpn import DualPathBlock
-from timm.models.resnet import BasicBlock, Bottleneck, downsample_conv
 from torch import nn
 from torch.nn import functional as F
 
@@ -78,9 +77,15 @@ class MaskingBlock(nn.Module):
         return x * (1 + self.last(m).softmax(1))
 
 
-def _basic(c_in: int, c_out: int, stride: int = 1, block=BasicBlock) -> nn.Module:
+def _timm(part: str):
+    """A file of timm's models, imported when a network needs its blocks: the import costs every process two seconds."""
+    return import_module(f"timm.models.{part}")
+
+
+def _basic(c_in: int, c_out: int, stride: int = 1, block=None) -> nn.Module:
+    block = block or _timm("resnet").BasicBlock
     planes = c_out // block.expansion
-    shortcut = downsample_conv(c_in, c_out, kernel_size=1, stride=stride) if stride > 1 or c_in != c_out else None
+    shortcut = _timm("resnet").downsample_conv(c_in, c_out, kernel_size=1, stride=stride) if stride > 1 or c_in != c_out else None
     return block(c_in, planes, stride, shortcut)
 
 
@@ -128,7 +133,7 @@ RESNETS = {10: (1, 1, 1, 1), 18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3
 
 def resnet(width, depth, stem, num_classes):
     """ResNet (He et al. 2015); 50 is the author's."""
-    block = Bottleneck if depth >= 50 else BasicBlock
+    block = _timm("resnet").Bottleneck if depth >= 50 else _timm("resnet").BasicBlock
     first = _wide(64, width)
     channels = [first * 2**i * block.expansion for i in range(4)]
     stages = []
@@ -147,9 +152,9 @@ def densenet(width, depth, stem, num_classes):
     growth = max(4, round(12 * width))
     c, stages, channels = 2 * growth, [], []
     for i, layers in enumerate(DENSENETS[depth]):
-        halve = [DenseTransition(c, c // 2)] if i else []
+        halve = [_timm("densenet").DenseTransition(c, c // 2)] if i else []
         c = c // 2 if i else c
-        stages.append(nn.Sequential(*halve, DenseBlock(layers, c, bn_size=4, growth_rate=growth)))
+        stages.append(nn.Sequential(*halve, _timm("densenet").DenseBlock(layers, c, bn_size=4, growth_rate=growth)))
         c += layers * growth
         channels.append(c)
     return _conv_stem(2 * growth, stem), stages, _pool_head(c, num_classes, norm=True), channels
@@ -167,7 +172,7 @@ def dpn(width, depth, stem, num_classes):
         layers = []
         for j in range(blocks):
             kind = "normal" if j else ("down" if i else "proj")
-            layers.append(DualPathBlock(c, inner, inner, outer, inc, groups, kind))
+            layers.append(_timm("dpn").DualPathBlock(c, inner, inner, outer, inc, groups, kind))
             c = c + inc if j else outer + 3 * inc
         stages.append(nn.Sequential(*layers))
         channels.append(c)

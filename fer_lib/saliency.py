@@ -21,7 +21,6 @@ import numpy as np
 import pandas as pd
 import torch
 import torch.nn.functional as F
-from captum import attr
 from scipy.stats import rankdata
 from torch import Tensor, nn
 
@@ -149,12 +148,19 @@ class _Job:
     at_once: int          # perturbed copies per forward
 
 
+def _captum():
+    """captum's methods, imported when one is asked for: the import costs every process half a second."""
+    from captum import attr
+
+    return attr
+
+
 def _saliency(model: nn.Module, x: Tensor, job: _Job) -> Tensor:
-    return attr.Saliency(model).attribute(x, target=job.target, abs=False)
+    return _captum().Saliency(model).attribute(x, target=job.target, abs=False)
 
 
 def _integrated_gradients(model: nn.Module, x: Tensor, job: _Job) -> Tensor:
-    method = attr.IntegratedGradients(model)
+    method = _captum().IntegratedGradients(model)
     return method.attribute(x, baselines=job.base, target=job.target, n_steps=job.n_steps)
 
 
@@ -167,23 +173,23 @@ def _smoothgrad(model: nn.Module, x: Tensor, job: _Job) -> Tensor:
     reach = (x.flatten(1).amax(1) - x.flatten(1).amin(1)).view(-1, 1, 1, 1, 1)
     copies = x[:, None] + job.noise * reach * noise  # [b, n_steps, 1, H, W]
     target = job.target.repeat_interleave(job.n_steps)
-    return attr.Saliency(model).attribute(copies.flatten(0, 1), target=target, abs=False).view_as(copies).mean(1)
+    return _captum().Saliency(model).attribute(copies.flatten(0, 1), target=target, abs=False).view_as(copies).mean(1)
 
 
 def _guided_backprop(model: nn.Module, x: Tensor, job: _Job) -> Tensor:
     if not any(isinstance(module, nn.ReLU) for module in model.modules()):
         raise ValueError("Guided backpropagation needs nn.ReLU modules and the model has none: it would silently equal "
                          "the plain gradient. Exchange F.relu or GELU for nn.ReLU, or use method 'saliency'.")
-    return attr.GuidedBackprop(model).attribute(x, target=job.target)
+    return _captum().GuidedBackprop(model).attribute(x, target=job.target)
 
 
 def _grad_cam(model: nn.Module, x: Tensor, job: _Job) -> Tensor:
-    maps = attr.LayerGradCam(model, job.layer).attribute(x, target=job.target, relu_attributions=True)
-    return attr.LayerAttribution.interpolate(maps, tuple(x.shape[-2:]), "bilinear")
+    maps = _captum().LayerGradCam(model, job.layer).attribute(x, target=job.target, relu_attributions=True)
+    return _captum().LayerAttribution.interpolate(maps, tuple(x.shape[-2:]), "bilinear")
 
 
 def _occlusion(model: nn.Module, x: Tensor, job: _Job) -> Tensor:
-    return attr.Occlusion(model).attribute(
+    return _captum().Occlusion(model).attribute(
         x, sliding_window_shapes=(1, job.window, job.window), strides=(1, job.stride, job.stride), baselines=job.base,
         target=job.target, perturbations_per_eval=job.at_once)
 

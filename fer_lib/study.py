@@ -61,9 +61,9 @@ PRESETS = {
     "smoke": Preset(
         "synthetic faces, seconds a run: proves the wiring",
         replace(RECIPES["fast"], epochs=2, batch=64, lr=0.05, precision="fp32"),
-        {"vgg16": {"depth": 8, "width": 0.5, "epochs": 8, "batch": 32}, "resnet": {"depth": 10, "width": 0.125}, "densenet": {"depth": 29, "width": 0.4},
+        {"vgg16": {"depth": 8, "width": 0.5, "epochs": 7, "batch": 32}, "resnet": {"depth": 10, "width": 0.125}, "densenet": {"depth": 29, "width": 0.4},
          "dpn": {"depth": 26, "width": 0.0625}, "resmasking": {"depth": 10, "width": 0.0625, "epochs": 1}},
-        scheme=("vgg16",), longer={"epochs": 12}, sweep={"depth": 8, "width": 0.25, "epochs": 3, "batch": 32}, n_clusters=(2, 3), sizes=(1050, 210, 210),
+        scheme=("vgg16",), longer={"epochs": 10}, sweep={"depth": 8, "width": 0.25, "epochs": 3, "batch": 32}, n_clusters=(2, 3), sizes=(1050, 210, 210),
         arms=("C4 coordinates",), explained=("vgg16", "resnet"), grid_seeds={grid: (0, 1) for grid in ("05_controls", "06_seeds")}),
     # Widths, depths and epochs so that a run takes 5 to 13 minutes on one core; fp32 because bf16 was measured slower on that machine.
     "reduced": Preset(
