@@ -34,7 +34,7 @@ def percent(axis) -> None:
 
 def points(axis) -> None:
     """Label a matplotlib axis of differences of fractions in percentage points."""
-    axis.set_major_formatter(matplotlib.ticker.FuncFormatter(lambda value, _: f"{100 * value:+.0f}" if abs(value) > 1e-9 else "0"))
+    axis.set_major_formatter(matplotlib.ticker.FuncFormatter(lambda value, _: f"{100 * value:+.3g}" if abs(value) > 1e-9 else "0"))
 
 
 def note(figure: Figure, data) -> Figure:
