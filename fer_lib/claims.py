@@ -11,7 +11,7 @@ from itertools import permutations
 import numpy as np
 import pandas as pd
 
-from .dataset import Dataset
+from .dataset import VARIANTS, Dataset
 from .faces import EMOTIONS
 from .measures import unpack
 from .metrics import measures, over_seeds, verdict
@@ -27,15 +27,9 @@ def _score(run: Run, data: Dataset, test: str = "unmasked", measure: str = "macr
     return measures(run.logits(f"test_{test}"), data.labels("test"))[measure]
 
 
-def _recall(run: Run, data: Dataset, emotion: str, test: str = "unmasked") -> float:
-    """Recall of an emotion; on the author's MaskFer rows where they are given."""
-    some = (data.labels("test") == EMOTIONS.index(emotion)) & data.subsets("test").get("author", True)
-    return float((run.logits(f"test_{test}").argmax(1)[some] == EMOTIONS.index(emotion)).mean())
-
-
-def _faces(data: Dataset, emotion: str, paired: bool = False) -> int:
-    here = data.labels("test") == EMOTIONS.index(emotion)
-    return int((here & data.subsets("test").get("author", True)).sum() if paired else here.sum())
+def _of(data: Dataset, emotion: str, paired: bool = False) -> np.ndarray:
+    """An emotion's test faces, bool [n]; `paired`: those of the author's MaskFer rows, where they are given."""
+    return (data.labels("test") == EMOTIONS.index(emotion)) & (data.subsets("test").get("author", True) if paired else True)
 
 
 def _changes(grid: Runs, a: str, b: str, value: Callable[[Run], float]) -> list[float]:
@@ -53,16 +47,17 @@ def _emotion(id_: int, grid: str, a: str, b: str, emotion: str) -> None:
     def recall(run):
         return run.metrics["test_unmasked"]["all"]["recall"][EMOTIONS.index(emotion)]
 
-    CLAIMS[id_] = lambda runs, data: (_changes(runs[grid], a, b, recall), _faces(data, emotion))
+    CLAIMS[id_] = lambda runs, data: (_changes(runs[grid], a, b, recall), int(_of(data, emotion).sum()))
 
 
 def _under_mask(id_: int, grid: str, name: str, emotion: str, relative: bool = False) -> None:
     """A claim on an emotion's recall under a mask against without one, the same network and the same faces."""
-    def change(run, data):
-        whole, masked = _recall(run, data, emotion), _recall(run, data, emotion, "masked")
-        return (masked - whole) / (whole if relative else 1)
+    def values(runs, data):
+        some, right = _of(data, emotion, paired=True), EMOTIONS.index(emotion)
+        recalls = [[(run.logits(f"test_{test}").argmax(1)[some] == right).mean() for test in VARIANTS] for run in runs[grid].get(name, [])]
+        return [(masked - whole) / (whole if relative else 1) for whole, masked in recalls], int(some.sum())
 
-    CLAIMS[id_] = lambda runs, data: ([change(run, data) for run in runs[grid].get(name, [])], _faces(data, emotion, True))
+    CLAIMS[id_] = values
 
 
 def _ablated(id_: int, a: str, b: str, emotion: str, region: str) -> None:

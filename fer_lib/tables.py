@@ -71,15 +71,12 @@ def published(file: str) -> pd.DataFrame:
     return pd.read_csv(REFERENCE / file, comment="#")
 
 
-def _gain(a: list[Run], b: list[Run], name_a: str, name_b: str, data: Dataset, measure: str = "macro_accuracy",
-          rows: np.ndarray | None = None) -> dict:
+def _gain(a: list[Run], b: list[Run], name_a: str, name_b: str, data: Dataset, measure: str = "macro_accuracy") -> dict:
     """From arm a to arm b, runs of the same seeds: `change` with its seed-paired t interval (`low`, `high`; none with one seed) and the
-    two-level bootstrap interval over seeds and faces (over the faces alone with one seed); name_* are logits, `rows` bool [n] the test
-    faces (None: all). For recall arrays [7]."""
-    rows = np.ones(len(data.labels("test")), bool) if rows is None else rows
-    labels = data.labels("test")[rows]
+    two-level bootstrap interval over seeds and faces (over the faces alone with one seed); name_* are logits. For recall arrays [7]."""
+    labels = data.labels("test")
     pairs = [(one, other) for one in a for other in b if one.spec.seed == other.spec.seed]
-    right = [np.stack([pair[i].logits(name)[rows].argmax(1) == labels for pair in pairs]) for i, name in enumerate((name_a, name_b))]  # bool [S, n]
+    right = [np.stack([pair[i].logits(name).argmax(1) == labels for pair in pairs]) for i, name in enumerate((name_a, name_b))]  # bool [S, n]
     both = two_level(*right, labels, measure)
     found = {"change": both["change"], "two_level_low": both["low"], "two_level_high": both["high"], "seeds": both["n_seeds"], "n": both["n"]}
     if measure == "recall":
@@ -587,24 +584,20 @@ def seeds_ablation(runs: Runs, data: Dataset) -> pd.DataFrame:
     its test, and `p_holm`: p adjusted over the seven emotions of the same region.
     """
     who, cell = ["model", "train", "scheme"], ["measure", "faces", "fill", "region", "emotion"]
-    frame = region_ablation(runs, data).rename(columns={"difference_p": "p", "difference_separation": "separation"})
-    frame = frame.melt([*who, "seed", *cell[1:], "n"], ["p", "separation"], "measure", value_name="difference")
-    n = frame.groupby([*who, *cell])["n"].first().to_dict()
-    wide = frame.pivot_table(values="difference", index=[*who, *cell], columns="seed", sort=False)  # NaN: no run of that seed
-    arms = dict(zip(wide.index, wide.to_numpy()))
-    rows = []
-    for key, values in arms.items():
-        over = over_seeds(values[~np.isnan(values)])
-        row = {**dict(zip([*who, *cell], key)), "seeds": over["n"], "n": n[key], "difference": over["mean"],
-               **{name: over[name] for name in ("sd", "low", "high")}}
-        base = arms.get((key[0], "unmasked", "baseline", *key[3:]), np.full_like(values, np.nan))
-        both = ~np.isnan(values + base)
-        if key[1:3] != ("unmasked", "baseline") and both.any():
-            change = paired(base[both], values[both])
-            row |= {"pairs": change["n"], "change": change["change"], "change_low": change["low"], "change_high": change["high"], "p": change["p"]}
-        rows.append(row)
-    table = pd.DataFrame(rows).reindex(columns=[*who, *cell, "seeds", "n", "difference", "sd", "low", "high", "pairs", "change", "change_low",
-                                                "change_high", "p"])
+    frame = region_ablation(runs, data)
+    frame = pd.concat([frame[[*who, "seed", *cell[1:], "n"]].assign(measure=measure, difference=frame[f"difference_{measure}"])
+                       for measure in ("p", "separation")], ignore_index=True)
+    base = frame[(frame["train"] == "unmasked") & (frame["scheme"] == "baseline")].set_index(["model", *cell, "seed"])["difference"].rename("base")
+    frame = frame.join(base, on=["model", *cell, "seed"])
+    frame["change"] = (frame["difference"] - frame["base"]).where((frame["train"] != "unmasked") | (frame["scheme"] != "baseline"))
+    cells = frame.groupby([*who, *cell], sort=False)
+    over, pairs = (cells[name].agg(["mean", "std", "count"]) for name in ("difference", "change"))
+    table = pd.DataFrame({"seeds": over["count"], "n": cells["n"].first(), "difference": over["mean"], "sd": over["std"]})
+    table["low"], table["high"] = t_interval(over["mean"], over["std"], over["count"])
+    table["pairs"], table["change"] = pairs["count"].where(pairs["count"] > 0), pairs["mean"]
+    table["change_low"], table["change_high"] = t_interval(pairs["mean"], pairs["std"], pairs["count"])
+    table["p"] = t_test(pairs["mean"], pairs["std"], pairs["count"])
+    table = table.reset_index()
     emotions = table[table["emotion"] != "all"]
     table["p_holm"] = emotions.groupby([*who, *cell[:-1]])["p"].transform(holm)
     return table.assign(source=data.faces.source)

@@ -28,7 +28,7 @@ class FakeRun:
 
 def ablation(cost, names=NAMES) -> pd.DataFrame:
     """A frame in which (drop - control) of p and of separation is cost(emotion, region), +- 0.05 over the faces."""
-    return pd.DataFrame([{"emotion": e, "region": r, "n": 9, "drop_p": 0.5, "control_p": 0.5 - cost(e, r)}
+    return pd.DataFrame([{"emotion": e, "region": r, "n": 9, "p": 0.5, "separation": 0.3, "drop_p": 0.5, "control_p": 0.5 - cost(e, r)}
                           | {f"difference_{m}{end}": cost(e, r) + move for m in ("p", "separation")
                              for end, move in (("", 0), ("_low", -0.05), ("_high", 0.05))} for e in ("all", *EMOTIONS) for r in names])
 
