@@ -603,7 +603,8 @@ def region_matrices(panels: dict[str, pd.DataFrame], title: str, measure: str = 
         axis.set_xticks(np.arange(len(order)) + 0.5, [region.replace("_", " ") for region in order], rotation=45, ha="right", fontsize=9)
         axis.tick_params(left=False, bottom=False, labelbottom=axis in axes.flat[len(panels) - columns: len(panels)])
         axis.axhline(1, color="#333333", lw=1)
-        axis.axvline(3, color="#333333", lw=1)
+        if "brows+eyes" in order:  # the three features of the primary endpoint come first
+            axis.axvline(3, color="#333333", lw=1)
     for axis in axes.flat[len(panels):]:
         axis.set_visible(False)
     scale = matplotlib.cm.ScalarMappable(matplotlib.colors.Normalize(-reach, reach), "RdBu_r")

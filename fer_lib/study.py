@@ -33,7 +33,7 @@ from .training import RECIPES, Recipe
 
 log = logging.getLogger(__name__)
 
-REPLICATED = ("03_seeds", "05_controls", "06_seeds")  # grids of the small VGG that are run over several seeds
+REPLICATED = ("02_leak", "03_seeds", "05_controls", "05_second", "06_seeds")  # grids that are run over several seeds
 FULL_MODELS = {"vgg16": {}, "resnet": {}, "densenet": {}, "dpn": {}, "resmasking": {}}
 
 
@@ -51,7 +51,9 @@ class Preset:
     sweep: dict = field(default_factory=dict)                 # what the cluster sweep's VGG departs by
     n_clusters: tuple[int, ...] = (1, 2, 3, 4, 5, 6, 7, 8)
     seeds: tuple[int, ...] = (0,)
-    arms: tuple[str, ...] = ()                                # controls that are run; () is all of them
+    second: str = "resnet"                                    # network on which the controls are run once more
+    arms: tuple[str, ...] = ()                                # controls and ablations that are run; () is all of them
+    occluded: tuple[str, ...] = ("brows", "eyes", "nose", "mouth", "upper_half", "lower_half")  # regions left out of training
     explained: tuple[str, ...] = ()                           # networks of 06; () is all of them
     grid_seeds: dict[str, tuple[int, ...]] = field(default_factory=dict)  # grids with seeds of their own
     sizes: tuple[int, int, int] = (2100, 700, 700)            # synthetic faces a split, when no data is given
@@ -64,7 +66,8 @@ PRESETS = {
         {"vgg16": {"depth": 8, "width": 0.5, "epochs": 7, "batch": 32}, "resnet": {"depth": 10, "width": 0.125}, "densenet": {"depth": 29, "width": 0.4},
          "dpn": {"depth": 26, "width": 0.0625}, "resmasking": {"depth": 10, "width": 0.0625, "epochs": 1}},
         scheme=("vgg16",), longer={"epochs": 10}, sweep={"depth": 8, "width": 0.25, "epochs": 3, "batch": 32}, n_clusters=(2, 3), sizes=(1050, 210, 210),
-        arms=("C4 coordinates",), explained=("vgg16", "resnet"), grid_seeds={grid: (0, 1) for grid in ("05_controls", "06_seeds")}),
+        arms=("C4 coordinates", "fill mean"), occluded=("mouth",), explained=("vgg16", "resnet"),
+        grid_seeds={grid: (0, 1) for grid in ("05_controls", "06_seeds")}),
     # Widths, depths and epochs so that a run takes 5 to 13 minutes on one core; fp32 because bf16 was measured slower on that machine.
     "reduced": Preset(
         "FER2013 on a CPU: narrow versions of the same architectures, few epochs",
@@ -73,7 +76,7 @@ PRESETS = {
          "dpn": {"depth": 26, "width": 0.125, "epochs": 8},
          "resmasking": {"depth": 10, "width": 0.125, "epochs": 5, "grow": (32, 32, 32, 48)}},  # its map must divide by 8
         longer={"epochs": 16, "grow": (32, 40, 48, 48)}, sweep={"depth": 8, "width": 0.5, "epochs": 8},
-        grid_seeds={grid: (0, 1, 2) for grid in REPLICATED}),
+        grid_seeds={grid: (0, 1, 2) if grid in ("02_leak", "05_second") else (0, 1, 2, 3, 4) for grid in REPLICATED}),
     "full": Preset("FER2013 on one GPU: full width, several seeds", replace(RECIPES["fast"], epochs=40), seeds=(0, 1, 2)),
     "paper": Preset("the author's protocol, 200 epochs", RECIPES["paper"], stem="cifar", longer={"epochs": 400}, views="leave_one_out"),
 }
@@ -141,13 +144,50 @@ def explained(preset: Preset, data: Dataset, seed: int = 0) -> dict[str, RunSpec
 CONTROLS = {"C1 cuts": "cuts", "C2 rectangles": "rectangles", "C4 coordinates": "coordinates", "C5 rolled": "rolled"}  # the obligatory ones
 
 
-def controls(preset: Preset, data: Dataset, seed: int = 0) -> dict[str, RunSpec]:
+def controls(preset: Preset, data: Dataset, seed: int = 0, model: str = "vgg16", settings: dict | None = None) -> dict[str, RunSpec]:
     """05: the scheme against its controls on the small VGG: equal images seen, equal updates, equal views at test."""
     gate = gates(preset, data, seed)["input"]
-    base = spec(preset, data, "vgg16", seed, preset.sweep or None)
+    base = spec(preset, data, model, seed, settings or preset.sweep or None)
     arms = {"perturb": Perturb(views=preset.views), **{name: Perturb(source=source, views=preset.views) for name, source in CONTROLS.items()}}
     return {"baseline": base, "C0 baseline, views": _shown_views(base, gate),
             **{name: replace(base, perturb=arm, gate=gate) for name, arm in _chosen(preset, arms).items()}}
+
+
+def second(preset: Preset, data: Dataset, seed: int = 0) -> dict[str, RunSpec]:
+    """05: the same on a second network, at its size of 02."""
+    return controls(preset, data, seed, preset.second, preset.models[preset.second])
+
+
+def ablations(preset: Preset, data: Dataset, seed: int = 0) -> dict[str, RunSpec]:
+    """05: one thing of the scheme changed at a time, and the other controls; on the small VGG."""
+    gate = gates(preset, data, seed)
+    base = controls(preset, data, seed)["perturb"]
+    blank = replace(gate["input"], recipe=replace(gate["input"].recipe, epochs=0))
+    middle = base.perturb
+    arms = {
+        "signal intensity (C6)": replace(middle, signal="intensity"), "signal both": replace(middle, signal="both"),
+        "alpha 0.6": replace(middle, alpha=0.6), "alpha 3": replace(middle, alpha=3.0),
+        "fill mean": replace(middle, fill="mean"), "fill noise": replace(middle, fill="noise"), "keep one": replace(middle, views="keep_one"),
+        "C3 thirds": replace(middle, source="thirds"), "C5 permuted": replace(middle, source="permuted"),
+        "C7 landmarks": replace(middle, source="landmarks", clusters_per="image")}
+    found = {name: replace(base, perturb=arm) for name, arm in arms.items()}
+    found |= {"gate in blocks": replace(base, gate=gate["blocks"]), "untrained gate (C6)": replace(base, gate=blank)}
+    return {"perturb": base, **_chosen(preset, found)}
+
+
+def costs(preset: Preset, data: Dataset, seed: int = 0) -> dict[str, RunSpec]:
+    """05: what a point costs otherwise, on the small VGG: trained twice as long, with balanced loss, on FER+ votes where they are given."""
+    arms = controls(preset, data, seed)
+    base = arms["baseline"]
+    found = {"baseline": base, "perturb": arms["perturb"], "twice as long": replace(base, recipe=replace(base.recipe, epochs=2 * base.recipe.epochs)),
+             "balanced loss": replace(base, objective="balanced")}
+    return found if data.votes is None else {**found, "FER+ votes": replace(base, labels=f"votes-{data.votes.fingerprint}")}
+
+
+def leak(preset: Preset, data: Dataset, seed: int = 0) -> dict[str, RunSpec]:
+    """02: what the copies between the splits are worth: the small VGG trained with and without those of validation and test faces."""
+    base = controls(preset, data, seed)["baseline"]
+    return {"with copies": base, "without copies": replace(base, rows="unleaked")}
 
 
 def gate_seeds(preset: Preset, data: Dataset, seed: int = 0) -> dict[str, RunSpec]:
@@ -161,14 +201,20 @@ def explained_seeds(preset: Preset, data: Dataset, seed: int = 0) -> dict[str, R
     return {"vgg16 unmasked": arms["baseline"], "vgg16 masked": replace(arms["baseline"], variant="masked"), "vgg16 perturb": arms["perturb"]}
 
 
+def occluded(preset: Preset, data: Dataset, seed: int = 0) -> dict[str, RunSpec]:
+    """06: the small VGG trained and tested without a region of the face, and without the same shape at a random place."""
+    base = controls(preset, data, seed)["baseline"]
+    return {"whole": base, **{f"{kind}_{region}": replace(base, variant=f"{kind}_{region}") for region in preset.occluded for kind in ("no", "rolled")}}
+
+
 def _chosen(preset: Preset, arms: dict) -> dict:
     """The arms that a preset runs; the scheme itself always."""
     return {name: arm for name, arm in arms.items() if not preset.arms or name in ("perturb", *preset.arms)}
 
 
 # By notebook: what stands before "_" is its number.
-GRIDS = {"02": baselines, "03": gates, "03_seeds": gate_seeds, "04": sweep, "05": scheme,
-         "05_controls": controls, "06": explained, "06_seeds": explained_seeds}
+GRIDS = {"02": baselines, "02_leak": leak, "03": gates, "03_seeds": gate_seeds, "04": sweep, "05": scheme, "05_controls": controls,
+         "05_second": second, "05_ablations": ablations, "05_costs": costs, "06": explained, "06_seeds": explained_seeds, "06_occluded": occluded}
 
 
 class Study:

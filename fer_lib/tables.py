@@ -21,7 +21,7 @@ from .faces import EMOTIONS, SIZE
 from .landmarks import HOW, REGIONS
 from .masking import coverage
 from .measures import CASCADE_METHODS, REGION_FILLS, ROBUST, unpack
-from .metrics import (HEADLINE, batched_macro_f1, confusion, holm, measures, over_seeds, paired, reliability, resampled, t_interval, t_test,
+from .metrics import (HEADLINE, batched_macro_f1, confusion, holm, measures, over_seeds, paired, per_class, reliability, resampled, t_interval, t_test,
                       two_level, wilson)
 from .models import ensemble
 from .runs import Run
@@ -71,12 +71,15 @@ def published(file: str) -> pd.DataFrame:
     return pd.read_csv(REFERENCE / file, comment="#")
 
 
-def _gain(a: list[Run], b: list[Run], name_a: str, name_b: str, data: Dataset, measure: str = "macro_accuracy") -> dict:
+def _gain(a: list[Run], b: list[Run], name_a: str, name_b: str, data: Dataset, measure: str = "macro_accuracy",
+          rows: np.ndarray | None = None) -> dict:
     """From arm a to arm b, runs of the same seeds: `change` with its seed-paired t interval (`low`, `high`; none with one seed) and the
-    two-level bootstrap interval over seeds and faces (over the faces alone with one seed); name_* are logits. For recall arrays [7]."""
-    labels = data.labels("test")
+    two-level bootstrap interval over seeds and faces (over the faces alone with one seed); name_* are logits, `rows` bool [n] the test
+    faces (None: all). For recall arrays [7]."""
+    rows = np.ones(len(data.labels("test")), bool) if rows is None else rows
+    labels = data.labels("test")[rows]
     pairs = [(one, other) for one in a for other in b if one.spec.seed == other.spec.seed]
-    right = [np.stack([pair[i].logits(name).argmax(1) == labels for pair in pairs]) for i, name in enumerate((name_a, name_b))]  # bool [S, n]
+    right = [np.stack([pair[i].logits(name)[rows].argmax(1) == labels for pair in pairs]) for i, name in enumerate((name_a, name_b))]  # bool [S, n]
     both = two_level(*right, labels, measure)
     found = {"change": both["change"], "two_level_low": both["low"], "two_level_high": both["high"], "seeds": both["n_seeds"], "n": both["n"]}
     if measure == "recall":
@@ -269,6 +272,18 @@ def leaked(runs: Runs, data: Dataset) -> pd.DataFrame:
     return _tidy(pd.concat([frame, mean], ignore_index=True), data)
 
 
+@table("02_leak", "02_leak")
+def leak(runs: Runs, data: Dataset) -> pd.DataFrame:
+    """What the copies are worth: the small VGG trained on all faces (`to`) against one trained without those that have a copy in validation or
+    test (`from`). `change` with the seed-paired t interval and the two-level bootstrap interval; on all, on leaked and on clean test faces."""
+    clean, rows = data.subsets("test")["clean"], []
+    for faces, some in (("all", clean | True), ("leaked", ~clean), ("clean", clean)):
+        rows += [{"faces": faces, "measure": measure,
+                  **_gain(runs["without copies"], runs["with copies"], "test_unmasked", "test_unmasked", data, measure, some)}
+                 for measure in ("accuracy", "macro_accuracy") if some.any()]
+    return _tidy(pd.DataFrame(rows), data)
+
+
 @table("02_reliability", "02")
 def calibration(runs: Runs, data: Dataset) -> pd.DataFrame:
     """Confidence against accuracy in 15 bins, every model trained and tested on unmasked faces, all test faces; `ece` is the model's
@@ -430,12 +445,14 @@ def under_mask(runs: Runs, data: Dataset) -> pd.DataFrame:
 
 
 @table("05_arms", "05_controls")
+@table("05_arms_second", "05_second")
 def arms(runs: Runs, data: Dataset) -> pd.DataFrame:
     """Every seed of the scheme and of its controls, on unmasked and on masked test faces (`test`), `clean` and on `views`."""
     return _tidy(pd.DataFrame(_arms(runs, data, ("unmasked", "masked"))), data)
 
 
 @table("05_controls", "05_controls")
+@table("05_controls_second", "05_second")
 def against_controls(runs: Runs, data: Dataset) -> pd.DataFrame:
     """What the scheme gains over the baseline and each control at equal images, updates and views: `change` of accuracy and macro accuracy
     with the seed-paired t interval (`low`, `high`) and the two-level bootstrap interval; on unmasked and on masked test faces."""
@@ -451,21 +468,42 @@ def against_controls(runs: Runs, data: Dataset) -> pd.DataFrame:
     return _tidy(pd.DataFrame(rows), data)
 
 
+@table("05_ablations", "05_ablations")
+def ablations(runs: Runs, data: Dataset) -> pd.DataFrame:
+    """The scheme with one thing changed, and its other controls: scores, and the change of macro accuracy from the scheme as it is, with the
+    bootstrap interval over the test faces (and over seeds, where there are several)."""
+    rows = _arms(runs, data)
+    for row in rows:
+        if row["arm"] != "perturb" and row["faces"] == "all":
+            name = f"test_unmasked{EVALUATIONS[row['evaluation']]}"
+            gain = _gain(runs["perturb"], runs[row["arm"]], name, name, data)
+            row |= {"change": gain["change"], "change_low": gain["two_level_low"], "change_high": gain["two_level_high"], "seeds": gain["seeds"]}
+    return _tidy(pd.DataFrame(rows), data)
+
+
 @table("05_longer", "05")
+@table("05_costs", "05_costs")
 def costs(runs: Runs, data: Dataset) -> pd.DataFrame:
-    """What a point costs: the first network's baseline, the scheme, and other ways to spend compute. `compute` is the pixels seen in training,
-    as a multiple of the baseline's; `change` is in macro accuracy over the baseline, with the bootstrap interval over seeds and faces (over the
-    faces alone with one seed). On every view of the test split: `agree` are the faces whose label FER+ confirms."""
+    """What a point costs: the first network's baseline, the scheme, and other ways to spend compute.
+
+    `compute` is the pixels seen in training, those of the scheme's attention classifier too, as a multiple of the baseline's; `minutes` what the
+    run itself took. `change` is in macro accuracy over the baseline, with the bootstrap interval over seeds and faces (over the faces alone with
+    one seed), and `minutes_per_point` the baseline's minutes times the extra compute over the points gained, where any are. On every view of the
+    test split: `agree` are the faces whose label FER+ confirms.
+    """
     first = next(name for name in runs if name.endswith("baseline"))
     prefix, base, rows = first.removesuffix("baseline"), runs[first], []
     for name, several in runs.items():
         if name.startswith(prefix) and not name.endswith(", views"):
             gain = _gain(base, several, "test_unmasked", "test_unmasked", data)
-            rows += [{"model": run.spec.model, "scheme": name.removeprefix(prefix), "seed": run.spec.seed, "epochs": run.spec.recipe.epochs,
-                      "compute": _pixels(run.spec.recipe) / _pixels(base[0].spec.recipe), **row,
-                      **({"change": gain["change"], "change_low": gain["two_level_low"], "change_high": gain["two_level_high"], "seeds": gain["seeds"]}
-                         if row["faces"] == "all" and name != first else {})}
-                     for run in several for row in scores(run.logits("test_unmasked"), data)]
+            for run in several:
+                compute = sum(_pixels(spec.recipe) for spec in (run.spec, run.spec.gate) if spec) / _pixels(base[0].spec.recipe)
+                extra = (compute - 1) * np.mean([one.machine["seconds"] for one in base]) / 60
+                found = {"change": gain["change"], "change_low": gain["two_level_low"], "change_high": gain["two_level_high"], "seeds": gain["seeds"],
+                         "minutes_per_point": extra / (100 * gain["change"]) if gain["change"] > 0 else np.nan} if name != first else {}
+                rows += [{"model": run.spec.model, "scheme": name.removeprefix(prefix), "seed": run.spec.seed, "epochs": run.spec.recipe.epochs,
+                          "compute": compute, "minutes": run.machine["seconds"] / 60, **row, **(found if row["faces"] == "all" else {})}
+                         for row in scores(run.logits("test_unmasked"), data)]
     return _tidy(pd.DataFrame(rows), data)
 
 
@@ -538,6 +576,31 @@ def robustness(runs: Runs, data: Dataset) -> pd.DataFrame:
             frame.insert(place, column, value)
         frames.append(frame)
     return pd.concat(frames, ignore_index=True).assign(source=data.faces.source)
+
+
+@table("06_occluded", "06_occluded")
+def occluded(runs: Runs, data: Dataset) -> pd.DataFrame:
+    """What no training makes up for: the small VGG trained and tested without a region, and without the same shape at a random place.
+
+    Columns as in 06_region_ablation, on all n test faces: `accuracy` of the network of whole faces ("all": macro accuracy, an emotion: its recall),
+    `drop` without the region, `control` without the shape elsewhere, and their `difference` with its 95 % interval over the faces (and over seeds,
+    where there are several).
+    """
+    rows, labels, whole = [], data.labels("test"), runs["whole"]
+    recall = np.mean([per_class(run.logits("test_unmasked"), labels)["recall"] for run in whole], 0)
+    found = {"recall": recall, "macro_accuracy": np.nanmean(recall)}
+    for region in (name.removeprefix("no_") for name in runs if name.startswith("no_")):
+        arms = {"whole": (whole, "test_unmasked"), **{kind: (runs[f"{kind}_{region}"], f"test_{kind}_{region}") for kind in ("no", "rolled")}}
+        for measure, emotions in (("macro_accuracy", ("all",)), ("recall", EMOTIONS)):
+            drop, control, difference = (_gain(arms[a][0], arms[b][0], arms[a][1], arms[b][1], data, measure)
+                                         for a, b in (("no", "whole"), ("rolled", "whole"), ("no", "rolled")))
+            values = {"accuracy": found[measure], "drop_accuracy": drop["change"], "control_accuracy": control["change"],
+                      "difference_accuracy": difference["change"], "difference_accuracy_low": difference["two_level_low"],
+                      "difference_accuracy_high": difference["two_level_high"]}
+            rows += [{"model": whole[0].spec.model, "seeds": difference["seeds"], "emotion": emotion, "region": region,
+                      "n": int((labels == EMOTIONS.index(emotion)).sum()) if emotion != "all" else len(labels),
+                      **{name: np.atleast_1d(value)[c] for name, value in values.items()}} for c, emotion in enumerate(emotions)]
+    return _tidy(pd.DataFrame(rows), data)
 
 
 QUESTIONS = (  # what the paper reads off its saliency maps: (question, emotion, region, from, to), each arm (train, scheme, faces)

@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from fer_lib import plots
 from fer_lib.claims import CLAIMS, claims, readable
 from fer_lib.dataset import Dataset
 from fer_lib.faces import EMOTIONS
@@ -16,7 +17,8 @@ from fer_lib.tables import TABLES, published
 from fer_lib.training import Recipe
 
 
-def run(labels: np.ndarray, seed: int, whole: float, masked: float = 0.3, perturb: Perturb | None = None, epochs: int = 2) -> SimpleNamespace:
+def run(labels: np.ndarray, seed: int, whole: float, masked: float = 0.3, perturb: Perturb | None = None, epochs: int = 2,
+        gate_epochs: int = 0) -> SimpleNamespace:
     """A run that is right on a share of each emotion's faces, whole and masked (views as whole ones), else one emotion further."""
     def logits(name):
         place = np.array([(labels[:i] == label).sum() / (labels == label).sum() for i, label in enumerate(labels)])
@@ -26,7 +28,9 @@ def run(labels: np.ndarray, seed: int, whole: float, masked: float = 0.3, pertur
     thirds = np.repeat(np.arange(3, dtype=np.uint8), 16)[None, :, None].repeat(48, 2)
     found = logits("test_unmasked")
     metrics = {**measures(found, labels), "recall": per_class(found, labels)["recall"].tolist()}
-    return SimpleNamespace(spec=SimpleNamespace(model="vgg16", seed=seed, perturb=perturb, recipe=Recipe(epochs=epochs)), logits=logits,
+    gate = SimpleNamespace(recipe=Recipe(epochs=gate_epochs)) if gate_epochs else None
+    spec = SimpleNamespace(model="vgg16", seed=seed, perturb=perturb, recipe=Recipe(epochs=epochs), gate=gate)
+    return SimpleNamespace(spec=spec, logits=logits, machine={"seconds": 60.0 * epochs},
                            metrics={"test_unmasked": {"all": metrics}, "val_unmasked": {"all": metrics}},
                            measured=lambda name: {"parts": thirds} if name == "clusters" else {})
 
@@ -87,10 +91,22 @@ def test_gain_over_each_control_is_paired_by_seed(data, controls):
 
 def test_costs_compare_compute_and_gain_with_the_baseline(data):
     labels = data.labels("test")
-    runs = {"baseline": [run(labels, 0, 0.5)], "twice as long": [run(labels, 0, 0.8, epochs=4)]}
+    runs = {"baseline": [run(labels, 0, 0.5)], "perturb": [run(labels, 0, 0.4, perturb=Perturb(), gate_epochs=1)],
+            "twice as long": [run(labels, 0, 0.8, epochs=4)]}
     table = TABLES["05_longer"].build(runs, data).query("faces == 'all'").set_index("scheme")
-    assert table["compute"].tolist() == [1, 2] and table.loc["twice as long", "change"] == pytest.approx(0.3)
+    assert table["compute"].tolist() == [1, 1.5, 2] and table.loc["twice as long", "change"] == pytest.approx(0.3)
     assert np.isnan(table.loc["baseline", "change"]) and table.loc["twice as long", "change_low"] > 0
+    assert table["minutes"].tolist() == [2, 2, 4] and table.loc["twice as long", "minutes_per_point"] == pytest.approx(2 / 30)
+    assert np.isnan(table.loc["perturb", "minutes_per_point"])  # nothing gained
+
+
+def test_ablations_are_held_against_the_scheme_and_drawn(data, controls):
+    table = TABLES["05_ablations"].build({name: controls[name][:1] for name in ("perturb", "C4 coordinates", "C0 baseline, views")}, data)
+    changes = table.query("faces == 'all' and evaluation == 'clean'").set_index("arm")
+    assert changes.loc["C4 coordinates", "change"] == 0 and np.isnan(changes.loc["perturb", "change"])
+    row = changes.loc["C0 baseline, views"]
+    assert row["change"] == pytest.approx(-0.2) and row["change_low"] < -0.2 < row["change_high"] < 0 and (table["n"] > 0).all()
+    assert plots.arms(table, "perturb").axes[0].get_title().endswith("(70.0%)")
 
 
 def test_emotion_changes_are_those_of_the_recalls(data, controls):

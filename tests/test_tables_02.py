@@ -101,6 +101,14 @@ def test_without_copies_nothing_leaks(data, runs):
     assert table["emotion"].unique().tolist() == [*EMOTIONS, "all"]
 
 
+def test_price_of_copies_is_split_by_faces(leaky):
+    labels = leaky.labels("test")
+    arms = {"without copies": [run("vgg16", seed, labels, 0.5) for seed in (0, 1)], "with copies": [run("vgg16", seed, labels, 0.8) for seed in (1, 0)]}
+    table = build("02_leak", arms, leaky).set_index(["faces", "measure"])
+    assert table.loc[("all", "accuracy"), ["from", "to", "change", "seeds", "n"]].tolist() == pytest.approx([0.5, 0.8, 0.3, 2, 70])
+    assert table["n"].unique().tolist() == [70, 11, 59] and table.loc[("leaked", "macro_accuracy"), "change"] == pytest.approx(0.15)  # fear's is right in both
+
+
 def test_reliability_table_and_figure_carry_the_calibration_error(leaky, runs):
     table = build("02_reliability", runs, leaky)
     assert (table.groupby(["model", "seed"])["n"].sum() == 70).all()

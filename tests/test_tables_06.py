@@ -130,6 +130,21 @@ def test_the_scheme_moves_maps_beyond_the_floor_and_masks_do_not(data, seeds):
     plots.map_similarities(alike, floor.reset_index(), "three seeds").canvas.draw()
 
 
+def test_training_without_a_region_is_held_against_its_shape_elsewhere(data):
+    labels = data.labels("test")
+
+    def trained(share):  # right on a share of each emotion, of happy never
+        place = np.array([(labels[:i] == label).sum() / (labels == label).sum() for i, label in enumerate(labels)])
+        right = (place < share) & (labels != EMOTIONS.index("happy"))
+        return [SimpleNamespace(spec=SimpleNamespace(model="vgg16", seed=0), logits=lambda name: 3 * np.eye(7)[np.where(right, labels, (labels + 1) % 7)])]
+    table = build("06_occluded", {"whole": trained(0.8), "no_mouth": trained(0.5), "rolled_mouth": trained(0.7)}, data).set_index("emotion")
+    columns = [f"{name}_accuracy" for name in ("drop", "control", "difference")]
+    assert table.loc["sad", ["accuracy", *columns]].tolist() == pytest.approx([0.8, 0.3, 0.1, 0.2]) and table.loc["sad", "n"] == 10
+    assert table.loc["all", ["accuracy", *columns]].tolist() == pytest.approx([0.8 * 6 / 7, 0.3 * 6 / 7, 0.1 * 6 / 7, 0.2 * 6 / 7])
+    assert table.loc["all", "difference_accuracy_low"] > 0 and (table.loc["happy", columns] == 0).all() and table.loc["all", "n"] == 70
+    assert plots.region_matrices({"absent": table.reset_index()}, "title", "accuracy").axes[0].texts[0].get_text() == "17\u2022"
+
+
 def test_robustness_table_is_tidy_and_drawn_for_every_training(data, seeds):
     table = build("06_robustness", seeds, data)
     assert len(table) == len(ROBUST) * 2 * 8 * 8 and table["level"].dtype == float and set(table["kind"]) == {"darkening", "contrast", "area"}
