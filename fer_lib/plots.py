@@ -23,7 +23,7 @@ MODEL_NAMES = {"vgg16": "VGG", "resnet": "ResNet", "densenet": "DenseNet", "dpn"
 def style() -> None:
     """The study's look; called once by each notebook."""
     sns.set_theme(context="notebook", style="whitegrid", rc={
-        "figure.dpi": 110, "axes.titlesize": 12, "axes.titleweight": "bold", "axes.titlelocation": "left", "axes.spines.top": False,
+        "figure.dpi": 80, "axes.titlesize": 12, "axes.titleweight": "bold", "axes.titlelocation": "left", "axes.spines.top": False,
         "axes.spines.right": False, "grid.color": "#e6e6e6", "figure.constrained_layout.use": True, "legend.frameon": False})
 
 
@@ -506,7 +506,8 @@ def control_gains(frame: pd.DataFrame, measure: str = "macro_accuracy") -> Figur
             axis.hlines(y, part["low"], part["high"], color=colour, lw=4, alpha=0.45)
             axis.plot(part["change"], y, "o", color=colour, markersize=6, label=evaluation)
         axis.axvline(0, color="#333333", lw=0.8)
-        axis.set_title(f"{MODEL_NAMES[model]}, {test} test faces, {int(frame.loc[frame['model'] == model, 'seeds'].max())} seeds")
+        seeds = int(frame.loc[frame["model"] == model, "seeds"].max())
+        axis.set_title(f"{MODEL_NAMES[model]}, {test} test faces, {seeds} seed{'s' * (seeds > 1)}")
         axis.set_yticks(range(len(names)), names)
         points(axis.xaxis)
         axis.grid(axis="y", visible=False)

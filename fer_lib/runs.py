@@ -105,7 +105,7 @@ class Run:
         return self.path.name
 
     def logits(self, name: str) -> np.ndarray:
-        """Stored logits as float32 [n, 7]: val_unmasked, test_unmasked, val_masked, test_masked, also with suffix _views."""
+        """Stored logits as float32 [n, 7]: val_unmasked, test_unmasked, val_masked, test_masked, test_unmasked_views, test_masked_views."""
         with np.load(self.path / "logits.npz") as arrays:
             if name not in arrays:
                 raise KeyError(f"Run {self.key} has no logits {name!r}; it has {', '.join(arrays)}.")
@@ -342,7 +342,7 @@ def _views(spec, data, store, device) -> Views | None:
 
 
 def _logits(model, spec, data, views, device) -> dict[str, np.ndarray]:
-    """Every prediction a run stores; `_views` averages the K+1 views of the frozen last partition."""
+    """Every prediction a run stores; `_views`, of test faces, averages the K+1 views of the frozen last partition."""
     found = {}
     if views is not None and views.parts is None:  # nothing was trained on views (C0): the first batch's partition
         views.refit(0, torch.arange(min(spec.recipe.batch, len(views.images))))
@@ -352,7 +352,7 @@ def _logits(model, spec, data, views, device) -> dict[str, np.ndarray]:
             index = data.faces.where(split)
             images = torch.as_tensor(np.ascontiguousarray(every[index])).to(device)
             found[f"{split}_{variant}"] = predict(model, images, data.scaling, spec.recipe.test).cpu().numpy()
-            if views is not None:
+            if views is not None and split == "test":
                 parts = views.partition(images, data.landmarks.points[index]) if spec.perturb.clusters_per == "image" else views.parts
                 found[f"{split}_{variant}_views"] = predict(model, images, data.scaling, spec.recipe.test,
                                                             cut(parts, spec.perturb.n_clusters), spec.perturb.fill).cpu().numpy()

@@ -266,7 +266,7 @@ class Study:
         path = self.root / "figures" / ("faces" if private else "") / f"{name}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = path.with_name(f".{name}.{os.getpid()}.png")
-        figure.savefig(temporary, dpi=150, bbox_inches="tight")
+        figure.savefig(temporary, dpi=150, bbox_inches="tight", pil_kwargs={"optimize": True})
         os.replace(temporary, path)
         return figure
 
