@@ -484,26 +484,20 @@ def ablations(runs: Runs, data: Dataset) -> pd.DataFrame:
 @table("05_longer", "05")
 @table("05_costs", "05_costs")
 def costs(runs: Runs, data: Dataset) -> pd.DataFrame:
-    """What a point costs: the first network's baseline, the scheme, and other ways to spend compute.
-
-    `compute` is the pixels seen in training, those of the scheme's attention classifier too, as a multiple of the baseline's; `minutes` what the
-    run itself took. `change` is in macro accuracy over the baseline, with the bootstrap interval over seeds and faces (over the faces alone with
-    one seed), and `minutes_per_point` the baseline's minutes times the extra compute over the points gained, where any are. On every view of the
-    test split: `agree` are the faces whose label FER+ confirms.
-    """
+    """What a point costs: the first network's baseline, the scheme, and other ways to spend compute. `compute` is the pixels seen in training,
+    those of the scheme's attention classifier too, as a multiple of the baseline's; `change` is in macro accuracy over the baseline, with the
+    bootstrap interval over seeds and faces (over the faces alone with one seed). On every view of the test split: `agree` are the faces whose
+    label FER+ confirms."""
     first = next(name for name in runs if name.endswith("baseline"))
     prefix, base, rows = first.removesuffix("baseline"), runs[first], []
     for name, several in runs.items():
         if name.startswith(prefix) and not name.endswith(", views"):
             gain = _gain(base, several, "test_unmasked", "test_unmasked", data)
-            for run in several:
-                compute = sum(_pixels(spec.recipe) for spec in (run.spec, run.spec.gate) if spec) / _pixels(base[0].spec.recipe)
-                extra = (compute - 1) * np.mean([one.machine["seconds"] for one in base]) / 60
-                found = {"change": gain["change"], "change_low": gain["two_level_low"], "change_high": gain["two_level_high"], "seeds": gain["seeds"],
-                         "minutes_per_point": extra / (100 * gain["change"]) if gain["change"] > 0 else np.nan} if name != first else {}
-                rows += [{"model": run.spec.model, "scheme": name.removeprefix(prefix), "seed": run.spec.seed, "epochs": run.spec.recipe.epochs,
-                          "compute": compute, "minutes": run.machine["seconds"] / 60, **row, **(found if row["faces"] == "all" else {})}
-                         for row in scores(run.logits("test_unmasked"), data)]
+            rows += [{"model": run.spec.model, "scheme": name.removeprefix(prefix), "seed": run.spec.seed, "epochs": run.spec.recipe.epochs,
+                      "compute": sum(_pixels(one.recipe) for one in (run.spec, run.spec.gate) if one) / _pixels(base[0].spec.recipe), **row,
+                      **({"change": gain["change"], "change_low": gain["two_level_low"], "change_high": gain["two_level_high"], "seeds": gain["seeds"]}
+                         if row["faces"] == "all" and name != first else {})}
+                     for run in several for row in scores(run.logits("test_unmasked"), data)]
     return _tidy(pd.DataFrame(rows), data)
 
 
