@@ -1,8 +1,9 @@
-"""The command line of the study: run it, look at a data set, list what is stored, check what is committed.
+"""The command line of the study: run it, look at a data set, fold paired pictures, list what is stored, check what is committed.
 
     python -m fer_lib run --preset smoke                      # synthetic faces, no data needed
     python -m fer_lib run --preset reduced --data fer2013.csv --only 02 05
     python -m fer_lib data fer2013.csv
+    python -m fer_lib folds msd_e/pairs.csv                   # real masked faces, see pairs.py
     python -m fer_lib runs --preset reduced --data fer2013.csv
     python -m fer_lib verify --preset reduced --data fer2013.csv
 
@@ -12,12 +13,15 @@ import argparse
 import json
 import logging
 import os
+import shlex
 import sys
 from pathlib import Path
 
 import pandas as pd
 
-from . import fer2013
+from . import fer2013, pairs
+from .bench import privileged_step
+from .models import build_model
 from .runs import COMPILE, Store
 from .study import PRESETS, NotebookFailed, open_study, results_folder, run_study, used
 from .verify import verify
@@ -60,6 +64,23 @@ def data(args) -> int:
         print(f"Differs from FER2013 itself in\n{off.to_string(index=False)}")
     elif tidy["expected"].notna().any():
         print("All as in FER2013 itself.")
+    return 0
+
+
+def folds(args) -> int:
+    """Split paired pictures into folds by person and say how the study is run on one."""
+    files = pairs.write_folds(args.path, args.folds)
+    print(*map(_short, files), sep="\n")
+    print("Run the study on one of them, each with results of its own, or the tables of one replace another's:\n"
+          f"  python -m fer_lib run --preset reduced --data {shlex.quote(_short(files[0]))} "
+          f"--results {shlex.quote(_short(files[0].with_name('results_fold0')))}")
+    return 0
+
+
+def measure(args) -> int:
+    """Print the ratios of `bench`."""
+    for name, model in (("the small VGG", build_model("vgg16", 0.5, 8)), ("ResNet-10", build_model("resnet", 0.375, 10, "pooled"))):
+        print(f"a training step with privileged attribution costs {privileged_step(model):.2f} times one with cross-entropy ({name}, this CPU)")
     return 0
 
 
@@ -136,7 +157,7 @@ def _short(path: Path) -> str:
 
 def parser() -> argparse.ArgumentParser:
     top = argparse.ArgumentParser(prog="python -m fer_lib", description="Facial expressions behind masks: the study's command line.")
-    commands = top.add_subparsers(required=True, metavar="run | data | runs | verify")
+    commands = top.add_subparsers(required=True, metavar="run | data | folds | runs | verify | bench")
     about_study = argparse.ArgumentParser(add_help=False)
     about_study.add_argument("--preset", default="smoke", help=f"how strong: {', '.join(PRESETS)} (default: smoke)")
     about_study.add_argument("--data", default="", help="FER2013 in any form (default: the variable FER2013, else synthetic faces)")
@@ -156,7 +177,12 @@ def parser() -> argparse.ArgumentParser:
     command.add_argument("--votes", default="", help="FER+'s fer2013new.csv")
     command.add_argument("--json", action="store_true", help="as JSON")
     command.set_defaults(do=data)
+    command = commands.add_parser("folds", help="split paired pictures, with and without a real mask, into folds by person")
+    command.add_argument("path", help="csv with the columns person,emotion,unmasked,masked beside the pictures")
+    command.add_argument("--folds", type=int, default=10, help="how many (default: 10)")
+    command.set_defaults(do=folds)
     commands.add_parser("runs", parents=[about_study], help="list finished, begun and missing runs").set_defaults(do=runs)
+    commands.add_parser("bench", help="how fast the study is, as ratios").set_defaults(do=measure)
     commands.add_parser("verify", parents=[about_study], help="compute stored metrics and tables again").set_defaults(do=check)
     return top
 

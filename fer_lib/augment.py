@@ -3,6 +3,7 @@
     x, maps = augment(images, "light", generator, maps)   # images uint8 (B, 48, 48) -> x float (B*V, 1, H, W) in [0, 1]
 
 `maps` (B, M, 48, 48), cluster masks or landmark priors, move with their face; V is the number of crops a face becomes (1, or 5 in "paper").
+Images (B, C, 48, 48), a face unmasked and masked, become x (B*V, C, H, W): one draw a face, whatever it wears.
 """
 import math
 
@@ -13,8 +14,8 @@ CROP = 40  # pixels, side of the author's crops
 
 
 def to_float(images: torch.Tensor) -> torch.Tensor:
-    """uint8 (B, 48, 48) -> float (B, 1, 48, 48) in [0, 1]."""
-    return images[:, None].float().div_(255)
+    """uint8 (B, 48, 48) or (B, C, 48, 48) -> float (B, 1 or C, 48, 48) in [0, 1]."""
+    return (images if images.ndim == 4 else images[:, None]).float().div_(255)
 
 
 def standardise(x: torch.Tensor, scaling: tuple[float, float]) -> torch.Tensor:
@@ -38,10 +39,9 @@ def light(images, generator, maps, pad: int = 4):
     rows = reflect(grid + shift[0])                                      # (B, H)
     cols = reflect(torch.where(flip, size - 1 - grid, grid) + shift[1])  # (B, W)
     face = torch.arange(b, device=device)[:, None, None]
-    x = to_float(images[face, rows[:, :, None], cols[:, None, :]])       # (B, 1, H, W)
-    if maps is not None:
-        maps = maps.permute(0, 2, 3, 1)[face, rows[:, :, None], cols[:, None, :]].permute(0, 3, 1, 2)
-    return x, maps
+    move = lambda m: m.permute(0, 2, 3, 1)[face, rows[:, :, None], cols[:, None, :]].permute(0, 3, 1, 2)
+    x = to_float(images[face, rows[:, :, None], cols[:, None, :]] if images.ndim == 3 else move(images))  # (B, C, H, W)
+    return x, None if maps is None else move(maps)
 
 
 def paper(images, generator, maps):
@@ -66,9 +66,10 @@ def paper(images, generator, maps):
     mean = x.mean((2, 3), keepdim=True)
     x = (mean + (x - mean) * (1 + uniform(-0.5, 0.5, b, 1, 1, 1) * jitter)).clamp(0, 1)
     if maps is not None:
-        maps = F.grid_sample(maps.float(), grid, mode="nearest", align_corners=False).to(maps.dtype)
+        how = "bilinear" if maps.is_floating_point() else "nearest"
+        maps = F.grid_sample(maps.float(), grid, mode=how, align_corners=False).to(maps.dtype)
         maps = five_crops(maps)
-    x = five_crops(x)                                                    # (5B, 1, 40, 40)
+    x = five_crops(x)                                                    # (5B, C, 40, 40)
     return _erase(x, generator), maps
 
 
@@ -97,7 +98,7 @@ AUGMENTATIONS = {"none": none, "light": light, "paper": paper}
 
 
 def augment(images: torch.Tensor, name: str, generator: torch.Generator, maps: torch.Tensor | None = None):
-    """Augment a batch; `maps` (B, M, 48, 48) may be None. ValueError for an unknown name."""
+    """Augment a batch, uint8 (B, 48, 48) or (B, C, 48, 48); `maps` (B, M, 48, 48) may be None. ValueError for an unknown name."""
     if name not in AUGMENTATIONS:
         raise ValueError(f"Unknown augmentation {name!r}: use one of {', '.join(AUGMENTATIONS)}.")
     return AUGMENTATIONS[name](images, generator, maps)

@@ -13,7 +13,7 @@ import pandas as pd
 
 from .dataset import VARIANTS, Dataset
 from .faces import EMOTIONS
-from .measures import unpack
+from .measures import ALIGNED, unpack
 from .metrics import measures, over_seeds, verdict
 from .models import ensemble
 from .runs import Run
@@ -81,7 +81,7 @@ def _enriched(id_: int, feature: str) -> None:
 
 
 _between(1, "05_controls", "baseline", "perturb")
-_between(2, "05", "resnet baseline", "resnet perturb")
+_between(2, "05_second", "baseline", "perturb")  # the second network is a ResNet
 _between(3, "05", "dpn baseline", "dpn perturb")
 _between(4, "05_controls", "baseline", "perturb", measure="macro_f1")
 _between(5, "05_controls", "C4 coordinates", "perturb")
@@ -102,6 +102,12 @@ _emotion(24, "05_controls", "baseline", "perturb", "sad")
 _ablated(25, "vgg16 unmasked", "vgg16 perturb", "fear", "mouth")
 _ablated(26, "vgg16 unmasked", "vgg16 perturb", "fear", "nose")
 _ablated(27, "vgg16 unmasked", "vgg16 masked", "angry", "brows")
+_between(29, "07", "B1 unmasked", "B2 masked")
+for id_, row in {30: "contrastive", 32: "distillation"}.items():
+    _between(id_, "07", "B4 mixed", row, test="masked")
+    _between(id_ + 1, "07", "B1 unmasked", row)
+_between(35, "08", "resnet cross-entropy", "resnet mean")
+_between(36, "08", "resnet all", "resnet mean")
 
 
 def _holds_features(runs: dict[str, Runs], data: Dataset) -> Values:
@@ -143,7 +149,17 @@ def _in_low_light(runs: dict[str, Runs], data: Dataset) -> Values:
     return _changes(known, "vgg16 unmasked", "vgg16 perturb", score), n
 
 
-CLAIMS |= {13: _holds_features, 22: _ensemble_gain, 28: _in_low_light}
+def _on_landmarks(runs: dict[str, Runs], data: Dataset) -> Values:
+    """Cosine of attribution and landmark prior, the attribution that the loss trains: held by the mean of channels minus cross-entropy."""
+    def cosines(run):
+        return unpack("cosine", run.measured("alignment"), ("method", "emotion")).set_index(["method", "emotion"]).loc[(ALIGNED[0], "all")]
+
+    known = {name: [run for run in several if run.measured("alignment")] for name, several in runs["08"].items()}
+    n = int(cosines(known["resnet mean"][0])["n"]) if known.get("resnet mean") else 0
+    return _changes(known, "resnet cross-entropy", "resnet mean", lambda run: cosines(run)["value"]), n
+
+
+CLAIMS |= {13: _holds_features, 22: _ensemble_gain, 28: _in_low_light, 37: _on_landmarks}
 
 
 @table("00_claims", "*")

@@ -15,15 +15,17 @@ import numpy as np
 import torch
 
 from .augment import to_float
-from .faces import EMOTIONS, Faces
+from .faces import EMOTIONS, SIZE, Faces
 from .fer2013 import Votes, load, maskfer_rows, votes
-from .landmarks import REGIONS, Landmarks, for_faces, region_masks
+from .landmarks import HOW, REGIONS, Landmarks, for_faces, heatmaps, region_masks
 from .masking import MASK_VERSION, draw_masks, occlude, roll_region
+from .pairs import holds_pairs, read_pairs
 from .synthetic import SYNTHETIC_VERSION, Synthetic, make_faces
 
 TRAIN_ROWS = ("all", "unleaked")
 VARIANTS = ("unmasked", "masked")  # what every network is tested on
-# What a network may be trained and tested on besides: faces without a region, and without the same shape at a random place.
+BOTH = ("mixed", "pairs")          # what one may be trained on besides: each face unmasked or masked by chance, or both pictures of it
+# And trained and tested on besides: faces without a region, and without the same shape at a random place.
 OCCLUDED = tuple(f"{kind}_{region}" for kind in ("no", "rolled") for region in REGIONS)
 
 
@@ -40,9 +42,12 @@ class Dataset:
     synthetic: Synthetic | None = None   # action units and truth
 
     def images(self, variant: str) -> np.ndarray:
-        """uint8 [N, 48, 48] of one of VARIANTS, or of OCCLUDED (filled with the mean of the face's visible pixels)."""
-        if variant not in (*VARIANTS, *OCCLUDED):
-            raise ValueError(f"Unknown variant {variant!r}: use one of {', '.join((*VARIANTS, *OCCLUDED))}.")
+        """uint8 [N, 48, 48] of one of VARIANTS, or of OCCLUDED (filled with the mean of the face's visible pixels); of one of BOTH
+        [N, 2, 48, 48], unmasked and masked."""
+        if variant not in (*VARIANTS, *BOTH, *OCCLUDED):
+            raise ValueError(f"Unknown variant {variant!r}: use one of {', '.join((*VARIANTS, *BOTH, *OCCLUDED))}.")
+        if variant in BOTH:
+            return np.stack([self.faces.images, self.masked], 1)
         if variant in OCCLUDED:
             return self._occluded(*variant.split("_", 1))
         return self.faces.images if variant == "unmasked" else self.masked
@@ -62,6 +67,27 @@ class Dataset:
             raise ValueError(f"Unknown rows {rows!r}: use one of {', '.join(TRAIN_ROWS)}.")
         train = self.faces.where("train")
         return train if rows == "all" else train[~self.faces.leaked("train", ("val", "test"))]
+
+    def priors(self, index: np.ndarray, prior: str = "full", sigma: float = 2.0) -> np.ndarray:
+        """Where the landmarks of the faces at `index` lie, float16 [n, 2, 48, 48]: for the unmasked and for the masked picture.
+
+        `full`: the same for both; `visible`: without the points under the mask; `shuffled`: those of another face (a control). Faces of
+        which no landmarks are known (those of the template) stay 0. Raises ValueError when none are known at all.
+        """
+        known = self.landmarks.how[index] != HOW.index("template")
+        if not known.any():
+            raise ValueError("No landmarks are known of these faces, so there is nothing to hold attributions to: install the extra "
+                             "`landmarks` and load them again.")
+        points = self.landmarks.points[index]
+        keep = np.repeat(known[:, None], points.shape[1], 1)
+        maps = heatmaps(points, sigma, keep)
+        if prior == "shuffled":
+            order = np.random.default_rng(0).permutation(np.flatnonzero(known))
+            maps[order] = maps[np.roll(order, 1)]
+        if prior != "visible":
+            return np.stack([maps, maps], 1)
+        x, y = np.clip(points.round().astype(int), 0, SIZE - 1).transpose(2, 0, 1)  # (n, 68) each
+        return np.stack([maps, heatmaps(points, sigma, keep & ~self.mask_region[index[:, None], y, x])], 1)
 
     def train_labels(self, rows: str = "all", labels: str = "given") -> np.ndarray:
         """What is learnt of the same faces: the given labels int64 [n], or ("votes-<fingerprint of the votes>") FER+'s shares of the votes,
@@ -137,19 +163,22 @@ def open_dataset(path: str | Path | None = None, sizes: tuple[int, int, int] = (
                  author_rows: str | Path | None = None, cache: str | Path | None = None, seed: int = 0) -> Dataset:
     """The data set at `path`, or synthetic faces of the given split sizes when it is None.
 
-    Masks are drawn once and kept in `cache` (a folder ignored by git) beside the faces. Raises fer2013.DataError on bad input.
+    Masks are drawn once and kept in `cache` (a folder ignored by git) beside the faces. A csv of paired pictures (see pairs.py) brings real
+    masked faces: `masked` is these, and `mask_region` what a mask drawn from the unmasked picture's landmarks would cover, for the true
+    region is not known and the two pictures need not lie alike. FER+ votes and the author's rows belong to FER2013 and are refused then.
+    Raises fer2013.DataError on bad input.
     """
-    synthetic = None
+    synthetic, real = None, None
     if path is None:
         synthetic = make_faces(*sizes, seed=seed)
         faces, marks = synthetic.faces, synthetic.landmarks
     else:
-        faces = load(path, cache=cache)
+        faces, real = read_pairs(path)[:2] if holds_pairs(path) else (load(path, cache=cache), None)
         marks = for_faces(faces)
     paired = votes(votes_path, faces) if votes_path else None  # before anything is written: their files may be bad
     author = maskfer_rows(author_rows, faces) if author_rows else None
     masked, region = _masks(faces, marks, Path(cache) if cache else None)
-    return Dataset(faces, marks, masked, region, paired, author, synthetic)
+    return Dataset(faces, marks, masked if real is None else real, region, paired, author, synthetic)
 
 
 def _masks(faces: Faces, marks: Landmarks, cache: Path | None) -> tuple[np.ndarray, np.ndarray]:

@@ -366,6 +366,24 @@ def region_masks(points: np.ndarray, names: tuple[str, ...] = REGIONS, chunk: in
     return masks
 
 
+def heatmaps(points: np.ndarray, sigma: float = 2.0, keep: np.ndarray | None = None, chunk: int = 512) -> np.ndarray:
+    """Gaussians of `sigma` pixels around the points of brows, nose, eyes and mouth (the jaw is left out), joined by their maximum and scaled
+    to [0, 1], float16 [N, 48, 48] for points [N, 68, 2]; of points in `keep`, bool [N, 68], only. A face without any stays 0."""
+    points, grid = checked(points)[:, 17:], np.arange(SIZE)
+    maps = np.zeros((len(points), SIZE, SIZE), np.float16)
+    for begin in range(0, len(points), chunk):
+        some = points[begin: begin + chunk].astype(np.float32)
+        x, y = (np.exp(-((grid - some[..., axis, None]) ** 2) / (2 * sigma**2)) for axis in (0, 1))  # (n, 51, 48)
+        if keep is not None:
+            y *= keep[begin: begin + chunk, 17:, None]
+        joined = np.zeros((len(some), SIZE, SIZE), np.float32)
+        for k in range(some.shape[1]):
+            np.maximum(joined, y[:, k, :, None] * x[:, k, None, :], out=joined)
+        top = joined.max((1, 2), keepdims=True)
+        maps[begin: begin + chunk] = joined / np.where(top > 1e-6, top, 1)
+    return maps
+
+
 def checked(points: np.ndarray) -> np.ndarray:
     """The points as float64 [N, 68, 2]; raises ValueError when they have another shape or are not finite."""
     points = np.asarray(points, np.float64)

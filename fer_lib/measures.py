@@ -6,14 +6,17 @@ import numpy as np
 import pandas as pd
 import torch
 from scipy.special import softmax
+from torch.nn import functional as F
 
 from . import synthetic
 from .augment import standardise, to_float
 from .dataset import VARIANTS, Dataset
 from .faces import EMOTIONS
 from .landmarks import HOW, REGIONS
+from .models import wide_stages
+from .objectives import attributed
 from .saliency import (AREA_FILLS, FEATURES, KINDS, RegionAblation, ablation_frame, align, attribute, cam_layer, cascade_randomise, compare_orders,
-                       curve_frame, join_regions, mass_frame, mean_maps, region_ablation, robustness_frame)
+                       curve_frame, interval, join_regions, mass_frame, mean_maps, region_ablation, robustness_frame)
 
 
 def attention(model, spec, data: Dataset) -> dict[str, np.ndarray]:
@@ -73,10 +76,10 @@ def fixed_faces(data: Dataset, rows: int) -> np.ndarray:
     return np.sort(np.concatenate([shuffled[data.faces.labels[shuffled] == c][:count] for c in range(len(EMOTIONS))]))
 
 
-def mean_faces(data: Dataset) -> np.ndarray:
-    """`Dataset.mean_faces` of the unmasked test faces in the landmark frame of the mean maps, float32 [7, 48, 48]."""
+def mean_faces(data: Dataset, variant: str = "unmasked") -> np.ndarray:
+    """`Dataset.mean_faces` of the test faces in the landmark frame of the mean maps, float32 [7, 48, 48]."""
     frame = data.landmarks.points.mean(0)
-    return data.mean_faces("unmasked", move=lambda images, points: align(images, points, frame, "border").numpy())
+    return data.mean_faces(variant, move=lambda images, points: align(images, points, frame, "border").numpy())
 
 
 def pack(name: str, frame: pd.DataFrame, keys: tuple[str, ...]) -> dict[str, np.ndarray]:
@@ -191,3 +194,95 @@ def saliency(model, spec, data: Dataset) -> dict[str, np.ndarray]:
 
 
 MEASURES |= {"regions": regions, "saliency": saliency, "robustness": robustness}
+
+
+# ------------------------------------------------------------------------------------------------- 07 faces with and without a mask
+
+PAIR_FACES = 2000  # test faces whose features are set side by side
+
+
+def pairs(model, spec, data: Dataset) -> dict[str, np.ndarray]:
+    """How a network sees test faces without and with their mask.
+
+    index      int64 [n], positions of up to 2,000 clean test faces, the same for every network
+    tsne       float16 [2, n, 2], t-SNE of their features (the last map's mean, standardised), unmasked and masked in one picture
+    silhouette float32 [3], of the emotions in the features of unmasked, of masked and of both kinds
+    cosine     packed by emotion: mean cosine of a face's two features, with its 95 % interval
+    skin       packed by kind of face and emotion: share of Grad-CAM's positive mass (target: the label) outside the mask's pixels, over
+               every test face, and the share of the picture that lies there
+    maps       float16 [2, 7, 48, 48], mean Grad-CAM maps in the landmark frame
+    """
+    from sklearn.manifold import TSNE
+    from sklearn.metrics import silhouette_score
+
+    device, test, labels = next(model.parameters()).device, data.faces.where("test"), data.labels("test")
+    index = np.sort(np.random.default_rng(0).permutation(test[data.faces.clean("test")])[:PAIR_FACES])
+    x = {kind: standardise(to_float(torch.as_tensor(np.ascontiguousarray(data.images(kind)[test])).to(device)), data.scaling) for kind in VARIANTS}
+    some = np.isin(test, index)
+    with torch.no_grad():
+        features = np.concatenate([torch.cat([model.forward_features(part).mean((2, 3)).float() for part in one[some].split(256)]).cpu().numpy()
+                                   for one in x.values()])  # (2n, C)
+    standard = (features - features.mean(0)) / np.maximum(features.std(0), 1e-6)
+    places = TSNE(random_state=0, init="pca", perplexity=min(30, len(index) // 4)).fit_transform(standard)
+    two, n = np.tile(labels[some], 2), len(index)
+    silhouette = [silhouette_score(one, of) for one, of in ((standard[:n], two[:n]), (standard[n:], two[n:]), (standard, two))]
+    unit = features / np.maximum(np.linalg.norm(features, axis=1, keepdims=True), 1e-9)
+    cosine = _by_emotion((unit[:n] * unit[n:]).sum(1), labels[some]).assign(faces="both")
+    layer, _ = cam_layer(model, x["unmasked"])
+    skin, maps = [], []
+    for kind, one in x.items():
+        found = attribute(model, one, torch.as_tensor(labels).to(device), "grad_cam", layer=layer).clamp(min=0)
+        mass, bare = found.sum((1, 2)).cpu().numpy(), ~data.mask_region[test]
+        share = (found.cpu().numpy() * bare).sum((1, 2)) / np.where(mass > 0, mass, np.nan)
+        skin.append(_by_emotion(share, labels).assign(faces=kind, area=_by_emotion(bare.mean((1, 2)), labels)["value"]))
+        mean, _ = mean_maps(align(found, data.landmarks.points[test], data.landmarks.points.mean(0)), labels)
+        maps.append(mean.cpu().numpy())
+    return {"index": index, "tsne": places.reshape(2, n, 2).astype(np.float16), "silhouette": np.array(silhouette, np.float32),
+            **pack("cosine", cosine, ("faces", "emotion")), **pack("skin", pd.concat(skin), ("faces", "emotion")), "maps": np.stack(maps).astype(np.float16)}
+
+
+def _by_emotion(values: np.ndarray, labels: np.ndarray) -> pd.DataFrame:
+    """Mean of a number a face [n], over all and by emotion, with its 95 % normal interval; NaN left out."""
+    rows = []
+    for emotion, here in (("all", labels >= 0), *((name, labels == c) for c, name in enumerate(EMOTIONS))):
+        one = values[here & ~np.isnan(values)]
+        low, high = interval(one[:, None]) if len(one) else (np.full(1, np.nan),) * 2
+        rows.append({"emotion": emotion, "n": len(one), "value": one.mean() if len(one) else np.nan, "low": low[0], "high": high[0]})
+    return pd.DataFrame(rows)
+
+
+# ------------------------------------------------------------------------------------------------------- 08 privileged attribution
+
+ALIGNED = ("feature x gradient", "grad_cam", "saliency")  # what the loss trains, and two attributions that it does not name
+
+
+def alignment(model, spec, data: Dataset) -> dict[str, np.ndarray]:
+    """How far attributions of the label's logit lie on the landmarks, over the clean test faces that have landmarks of their own.
+
+    cosine        packed by method and emotion: cosine of the attribution's positive part and the prior (sigma 2 px), with its interval
+    correlation   the same of the correlation of the attribution and the prior; `saliency` is taken by its absolute value
+    maps          float16 [7, 48, 48], mean of feature x gradient (mean over channels) in the landmark frame, 0 to 1 a face
+    """
+    device, test = next(model.parameters()).device, data.faces.where("test")
+    index = test[data.faces.clean("test") & (data.landmarks.how[test] != HOW.index("template"))]
+    labels = data.faces.labels[index].astype(np.int64)
+    x = standardise(to_float(torch.as_tensor(np.ascontiguousarray(data.faces.images[index])).to(device)), data.scaling)
+    target, stages, (layer, _) = torch.as_tensor(labels).to(device), wide_stages(model), cam_layer(model, x)
+    own = torch.cat([attributed(model, a, b, stages)[0].mean(1).detach() for a, b in zip(x.split(256), target.split(256))])  # (n, h, w)
+    maps = {"feature x gradient": F.interpolate(own[:, None], x.shape[-2:], mode="bilinear")[:, 0],
+            "grad_cam": attribute(model, x, target, "grad_cam", layer=layer), "saliency": attribute(model, x, target, "saliency").abs()}
+    prior = torch.as_tensor(data.priors(index)[:, 0]).to(device).float().flatten(1)
+    cosine, correlation = [], []
+    for method in ALIGNED:
+        one = maps[method].flatten(1)
+        centred = [values - values.mean(1, keepdim=True) for values in (one, prior)]
+        for found, a, b in ((cosine, one.clamp(min=0), prior), (correlation, *centred)):
+            found.append(_by_emotion(F.cosine_similarity(a, b).cpu().numpy().astype(np.float64), labels).assign(method=method))
+    top = maps["feature x gradient"].clamp(min=0)
+    top = top / top.amax((1, 2), keepdim=True).clamp(min=1e-12)
+    mean, _ = mean_maps(align(top, data.landmarks.points[index], data.landmarks.points.mean(0)), target, equal=False)
+    return {**pack("cosine", pd.concat(cosine), ("method", "emotion")), **pack("correlation", pd.concat(correlation), ("method", "emotion")),
+            "maps": mean.cpu().numpy().astype(np.float16)}
+
+
+MEASURES |= {"pairs": pairs, "alignment": alignment}

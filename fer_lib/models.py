@@ -27,12 +27,19 @@ class Network(nn.Module):
         self.stem, self.stages, self.head = stem, nn.ModuleList(stages), head
         self.gates = nn.ModuleList(CBAM(c) for c in channels) if attention == "blocks" else None
 
-    def forward_features(self, x: torch.Tensor) -> torch.Tensor:  # (B, 1, H, W) -> (B, C, h, w)
+    def forward_features(self, x: torch.Tensor, stages: int | None = None) -> torch.Tensor:
+        """(B, 1, H, W) -> (B, C, h, w), the map after so many stages, all of them by default."""
         if self.input_gate is not None:
             x = x * self.input_gate(x)
-        x = self.stem(x)
-        for i, stage in enumerate(self.stages):
-            x = stage(x)
+        return self._through(self.stem(x), 0, stages)
+
+    def classify(self, maps: torch.Tensor, stages: int) -> torch.Tensor:
+        """Logits (B, 7) of the map after so many stages (B, C, h, w): the rest of `forward`."""
+        return self.head(self._through(maps, stages, None))
+
+    def _through(self, x, first: int, last: int | None) -> torch.Tensor:
+        for i in range(len(self.stages))[first:last]:
+            x = self.stages[i](x)
             if self.gates is not None:
                 x = self.gates[i](x)
         return x
@@ -211,6 +218,16 @@ def build_model(name: str, width: float = 1.0, depth: int = 0, stem: str = "cifa
             elif isinstance(module, nn.ReLU):
                 module.inplace = False
     return model
+
+
+@torch.no_grad()
+def wide_stages(model: Network, least: int = 6, size: int = 48) -> int:
+    """How many stages lead to the last map of at least `least` pixels a side, of faces `size` pixels wide (STUDY section 5)."""
+    device, was_training = next(model.parameters()).device, model.training
+    model.eval()
+    sides = [model.forward_features(torch.zeros(1, 1, size, size, device=device), i + 1).shape[-1] for i in range(len(model.stages))]
+    model.train(was_training)
+    return max((i + 1 for i, side in enumerate(sides) if side >= least), default=1)
 
 
 def ensemble(logits: list[torch.Tensor], rule: str = "mean_softmax") -> torch.Tensor:

@@ -12,6 +12,7 @@ from matplotlib.patches import Patch
 
 from .faces import EMOTIONS, SIZE, SPLITS
 from .landmarks import TEMPLATE, region_masks
+from .metrics import over_seeds
 
 # Okabe & Ito's eight colours for emotions, Paul Tol's "muted" for networks.
 EMOTION_COLOURS = dict(zip(EMOTIONS, ("#D55E00", "#009E73", "#CC79A7", "#E6B800", "#0072B2", "#56B4E9", "#7F7F7F")))
@@ -802,3 +803,191 @@ def truth_and_found(rest: pd.DataFrame, hidden: pd.DataFrame, frame: pd.DataFram
         axis.set_title(name, fontweight="normal", fontsize=11)
         axis.tick_params(left=False, bottom=False)
     return _headline(figure, title)
+
+
+# ------------------------------------------------------------------------------------------------- 07 faces with and without a mask
+
+FACE_COLOURS = {"unmasked": "#0072B2", "masked": "#D55E00", "mean": "#333333"}
+
+
+def _over_seeds(axis, frame: pd.DataFrame, value: str, y: float, colour: str, marker: str = "o", label: str | None = None) -> float:
+    """A mean over runs with its 95 % t interval and every run as a small dot; of a single run the interval over its faces. Returns the mean."""
+    values = frame[value].to_numpy()
+    if len(values) > 1:
+        over = over_seeds(values)
+        low, high = over["low"], over["high"]
+        axis.plot(values, np.full(len(values), y), ".", color=colour, markersize=5, alpha=0.5)
+    else:
+        low, high = (frame[name].iloc[0] if name in frame else np.nan for name in ((f"{value}_low", f"{value}_high") if value != "value" else ("low", "high")))
+    axis.hlines(y, low, high, color=colour, lw=3, alpha=0.45)
+    axis.plot(values.mean(), y, marker, color=colour, markersize=7, markeredgecolor="white", label=label)
+    return values.mean()
+
+
+def paradigm_scores(frame: pd.DataFrame) -> Figure:
+    """Macro accuracy of every row on unmasked and on masked faces, the gap as a line; runs as small dots. `frame` is 07_paradigms."""
+    frame = frame[(frame["faces"] == "all") & frame["test"].isin(FACE_COLOURS)]
+    rows = list(dict.fromkeys(frame["row"]))
+    figure, axis = plt.subplots(figsize=(9, 0.5 * len(rows) + 1.3))
+    means = {}
+    for (i, row), test in ((a, b) for a in enumerate(rows) for b in ("unmasked", "masked")):
+        part = frame[(frame["row"] == row) & (frame["test"] == test)]
+        means[row, test] = _over_seeds(axis, part, "macro_accuracy", i, FACE_COLOURS[test], "o" if test == "unmasked" else "s",
+                                       f"{test} faces" if i == 0 else None)
+    for i, row in enumerate(rows):
+        axis.hlines(i, means[row, "masked"], means[row, "unmasked"], color="#999999", lw=0.8, zorder=0)
+    both = frame[frame["test"] == "mean"].groupby("row", sort=False)["macro_accuracy"].mean()
+    axis.set_yticks(range(len(rows)), rows)
+    axis.set_ylim(len(rows) - 0.5, -0.5)
+    axis.set_xlabel("macro accuracy, test split")
+    percent(axis.xaxis)
+    axis.legend(loc="upper left", bbox_to_anchor=(1, 1))
+    axis.set_title(f"Best over both kinds of face: {both.idxmax()} ({both.max():.1%})")
+    return figure
+
+
+def paradigm_gains(frame: pd.DataFrame, measure: str = "macro_accuracy") -> Figure:
+    """What each row gains over plain training on mixed faces: the seed-paired 95 % t interval thick, the two-level bootstrap over seeds and faces
+    thin. `frame` is 07_against_mixed."""
+    frame = frame[frame["measure"] == measure]
+    rows = list(dict.fromkeys(frame["row"]))
+    figure, axes = plt.subplots(1, 3, figsize=(12, 0.42 * len(rows) + 1.5), sharex=True, sharey=True)
+    for axis, (test, colour) in zip(axes, FACE_COLOURS.items()):
+        part = frame[frame["test"] == test].set_index("row").loc[rows]
+        axis.hlines(range(len(rows)), part["two_level_low"], part["two_level_high"], color=colour, lw=1.2)
+        axis.hlines(range(len(rows)), part["low"], part["high"], color=colour, lw=4, alpha=0.45)
+        axis.plot(part["change"], range(len(rows)), "o", color=colour, markersize=6)
+        axis.axvline(0, color="#333333", lw=0.8)
+        axis.set_title({"mean": "mean of both"}.get(test, f"{test} faces"))
+        axis.set_xlabel(f"points of {measure.replace('_', ' ')}")
+        axis.set_yticks(range(len(rows)), rows)
+        points(axis.xaxis)
+        axis.grid(axis="y", visible=False)
+    axes[0].set_ylim(len(rows) - 0.5, -0.5)
+    sure, many = frame[(frame["test"] == "mean") & (frame["low"] > 0)]["row"], int(frame["seeds"].max())
+    return _headline(figure, f"Gain over B4, {many} seed{'s' * (many > 1)}: over both kinds of face "
+                             f"{', '.join(sure) if len(sure) else 'no row'} beyond the seeds' interval")
+
+
+def feature_pictures(places: dict[str, np.ndarray], labels: np.ndarray) -> Figure:
+    """t-SNE of the same faces' features, a column a row of the table: [2, n, 2] each, unmasked above, masked below; labels [n]."""
+    figure, axes = plt.subplots(2, len(places), figsize=(3 * len(places) + 1.4, 6.2), squeeze=False)
+    for j, (name, both) in enumerate(places.items()):
+        span = both.reshape(-1, 2)
+        for i, kind in enumerate(("unmasked", "masked")):
+            for c, emotion in enumerate(EMOTIONS):
+                axes[i, j].scatter(*both[i][labels == c].astype(float).T, s=max(4, 3000 / len(labels)), color=EMOTION_COLOURS[emotion], alpha=0.6, lw=0, label=emotion)
+            axes[i, j].set(xticks=[], yticks=[], xlim=(span[:, 0].min(), span[:, 0].max()), ylim=(span[:, 1].min(), span[:, 1].max()))
+            axes[i, j].grid(False)
+            axes[i, 0].set_ylabel(f"{kind} faces")
+        axes[0, j].set_title(name, fontsize=11)
+    handles, names = axes[0, 0].get_legend_handles_labels()
+    figure.legend(handles, names, loc="outside right upper", markerscale=2)
+    return _headline(figure, f"t-SNE of the features of {len(labels):,} test faces, each column one picture")
+
+
+def visible_skin(frame: pd.DataFrame) -> Figure:
+    """Share of Grad-CAM's mass on the pixels a mask leaves free, on the same faces without and with it; the line is the pixels' share of the picture.
+    `frame` is 07_skin."""
+    frame = frame[frame["emotion"] == "all"].rename(columns={"low": "share_low", "high": "share_high"})
+    rows = list(dict.fromkeys(frame["row"]))
+    figure, axis = plt.subplots(figsize=(9, 0.5 * len(rows) + 1.3))
+    for (i, row), kind in ((a, b) for a in enumerate(rows) for b in ("unmasked", "masked")):
+        _over_seeds(axis, frame[(frame["row"] == row) & (frame["faces"] == kind)], "share", i, FACE_COLOURS[kind], "o" if kind == "unmasked" else "s",
+                    f"{kind} faces" if i == 0 else None)
+    axis.axvline(frame["area"].mean(), color="#333333", lw=0.9, ls="--", label="share of the picture")
+    axis.set_yticks(range(len(rows)), rows)
+    axis.set_ylim(len(rows) - 0.5, -0.5)
+    axis.set_xlabel("share of Grad-CAM's mass outside the mask")
+    percent(axis.xaxis)
+    axis.legend(loc="upper left", bbox_to_anchor=(1, 1))
+    masked = frame[frame["faces"] == "masked"].groupby("row", sort=False)["share"].mean()
+    axis.set_title(f"On masked faces {masked.idxmax()} looks at bare skin most ({masked.max():.0%})")
+    return figure
+
+
+def paradigm_sweeps(frame: pd.DataFrame) -> Figure:
+    """Validation macro accuracy over the second term's weight and over the share of masked faces, one run a point. `frame` is 07_sweeps."""
+    frame = frame[frame["split"] == "val"]
+    sweeps = list(dict.fromkeys(frame["sweep"]))
+    names = {"contrastive": "weight of the contrast", "distillation": "weight of distillation", "masked": "share of faces shown masked"}
+    figure, axes = plt.subplots(1, len(sweeps), figsize=(3.9 * len(sweeps) + 1, 3.5), sharey=True, squeeze=False)
+    for axis, sweep in zip(axes[0], sweeps):
+        part = frame[frame["sweep"] == sweep].groupby(["test", "value"])["macro_accuracy"].mean().unstack("test")
+        for test, colour in FACE_COLOURS.items():
+            axis.plot(range(len(part)), part[test], "o-", color=colour, label="mean of both" if test == "mean" else f"{test} faces")
+        axis.set_xticks(range(len(part)), [f"{value:g}" for value in part.index])
+        axis.set_xlabel(names[sweep])
+        axis.set_title(f"best mean at {part['mean'].idxmax():g}", fontweight="normal")
+    axes[0, 0].set_ylabel("macro accuracy, validation")
+    percent(axes[0, 0].yaxis)
+    axes[0, -1].legend(loc="upper left", bbox_to_anchor=(1, 1))
+    return _headline(figure, "Chosen on validation, one run a point: a step smaller than about two points is chance")
+
+
+# ------------------------------------------------------------------------------------------------------- 08 privileged attribution
+
+ARM_COLOURS = {"cross-entropy": "#777777", "all": "#E69F00", "mean": "#0072B2", "half": "#009E73"}
+
+
+def privileged_gains(frame: pd.DataFrame, measure: str = "macro_accuracy") -> Figure:
+    """What each way of holding the attributions gains over cross-entropy, a panel a network: the seed-paired 95 % t interval thick, the two-level
+    bootstrap over seeds and faces thin. `frame` is 08_gains."""
+    frame = frame[frame["measure"] == measure]
+    models, arms_ = list(dict.fromkeys(frame["model"])), list(dict.fromkeys(frame["arm"]))
+    figure, axes = plt.subplots(1, len(models), figsize=(5 * len(models) + 1, 0.5 * len(arms_) + 1.7), sharex=True, sharey=True, squeeze=False)
+    for axis, model in zip(axes[0], models):
+        part = frame[frame["model"] == model].set_index("arm").loc[arms_]
+        for i, (arm, row) in enumerate(part.iterrows()):
+            axis.hlines(i, row["two_level_low"], row["two_level_high"], color=ARM_COLOURS[arm], lw=1.2)
+            axis.hlines(i, row["low"], row["high"], color=ARM_COLOURS[arm], lw=4, alpha=0.45)
+            axis.plot(row["change"], i, "o", color=ARM_COLOURS[arm], markersize=7)
+        axis.axvline(0, color="#333333", lw=0.8)
+        axis.set_yticks(range(len(arms_)), [f"{arm} channels" if arm in ("all", "half") else f"{arm} of channels" for arm in arms_])
+        axis.set_title(f"{MODEL_NAMES[model]}, {int(part['seeds'].max())} seed{'s' * int(part['seeds'].max() > 1)}")
+        axis.set_xlabel(f"points of {measure.replace('_', ' ')}")
+        points(axis.xaxis)
+        axis.grid(axis="y", visible=False)
+    axes[0, 0].set_ylim(len(arms_) - 0.5, -0.5)
+    return _headline(figure, f"Gain over cross-entropy: {int((frame['low'] > 0).sum())} of {len(frame)} beyond 0, {int((frame['high'] < 0).sum())} below")
+
+
+def alignments(frame: pd.DataFrame, measure: str = "cosine") -> Figure:
+    """How far attributions lie on the landmarks, a panel a network, by attribution and way of training. `frame` is 08_alignment."""
+    frame = frame[(frame["measure"] == measure) & (frame["emotion"] == "all")]
+    models, methods = list(dict.fromkeys(frame["model"])), list(dict.fromkeys(frame["method"]))
+    names = [arm for arm in ARM_COLOURS if arm in set(frame["arm"])]
+    figure, axes = plt.subplots(1, len(models), figsize=(5 * len(models) + 1.5, 0.85 * len(methods) + 1.6), sharex=True, sharey=True, squeeze=False)
+    for axis, model in zip(axes[0], models):
+        for (i, method), (j, arm) in ((a, b) for a in enumerate(methods) for b in enumerate(names)):
+            part = frame[(frame["model"] == model) & (frame["method"] == method) & (frame["arm"] == arm)]
+            _over_seeds(axis, part, "value", i + 0.16 * (j - (len(names) - 1) / 2), ARM_COLOURS[arm], label=arm if i == 0 else None)
+        axis.set_yticks(range(len(methods)), [METHOD_NAMES.get(method, method) for method in methods])
+        axis.set_title(MODEL_NAMES[model])
+        axis.set_xlabel(f"{measure} of attribution and landmarks")
+    axes[0, 0].set_ylim(len(methods) - 0.5, -0.5)
+    axes[0, -1].legend(loc="upper left", bbox_to_anchor=(1, 1), title="trained with")
+    trained = frame[frame["method"] == methods[0]].groupby("arm")["value"].mean()
+    return _headline(figure, f"The one that is trained goes from {trained['cross-entropy']:.2f} to {trained.drop('cross-entropy').max():.2f}")
+
+
+def privileged_ablations(scores: pd.DataFrame, aligned: pd.DataFrame) -> Figure:
+    """One thing changed at a time: validation macro accuracy with its interval over the faces (band: cross-entropy), and the cosine of attribution and
+    landmarks. `scores` is 08_ablations, `aligned` 08_ablations_alignment."""
+    part = scores[(scores["split"] == "val") & (scores["test"] == "unmasked")].groupby("arm", sort=False).mean(numeric_only=True)
+    found = aligned[(aligned["measure"] == "cosine") & (aligned["emotion"] == "all")]
+    figure, axes = plt.subplots(1, 2, figsize=(11, 0.36 * len(part) + 1.6), sharey=True)
+    value = part["macro_accuracy"]
+    axes[0].errorbar(value, range(len(part)), fmt="o", color="#0072B2", capsize=2,
+                     xerr=[value - part["macro_accuracy_low"], part["macro_accuracy_high"] - value])
+    axes[0].axvspan(*part.loc["cross-entropy", ["macro_accuracy_low", "macro_accuracy_high"]], color="#777777", alpha=0.15, lw=0)
+    for method, marker in zip(dict.fromkeys(found["method"]), "osD"):
+        one = found[found["method"] == method].groupby("arm")["value"].mean().reindex(part.index)
+        axes[1].plot(one, range(len(part)), marker, label=METHOD_NAMES.get(method, method), markersize=6)
+    axes[0].set_yticks(range(len(part)), part.index)
+    axes[0].set_ylim(len(part) - 0.5, -0.5)
+    axes[0].set_xlabel("macro accuracy, validation")
+    axes[1].set_xlabel("cosine of attribution and landmarks")
+    percent(axes[0].xaxis)
+    axes[1].legend(loc="upper left", bbox_to_anchor=(1, 1))
+    return _headline(figure, f"Highest on validation: {value.idxmax()} ({value.max():.1%}; cross-entropy {value['cross-entropy']:.1%})")

@@ -25,10 +25,11 @@ import pandas as pd
 import torch
 from safetensors.torch import load_file, save_file
 
-from .dataset import VARIANTS, Dataset
+from .dataset import BOTH, VARIANTS, Dataset
 from .metrics import measures as measure_logits
 from .metrics import per_class
 from .models import Network, build_model
+from .objectives import PAIRED, TAUGHT, Term
 from .perturb import Perturb, Views, cut
 from .training import RECIPES, TRAINING_VERSION, Recipe, predict, train
 
@@ -36,7 +37,8 @@ log = logging.getLogger(__name__)
 
 COMPILE = "FER_LIB_COMPILE"  # environment variable: train through torch.compile (`run --compile` sets it, worker processes inherit it)
 FILES = ("spec.json", "history.csv", "metrics.json", "logits.npz", "measures.npz", "machine.json", "weights.safetensors")
-LATER = {"rows": "all", "labels": "given"}  # fields that came after the first stored runs
+LATER = {"rows": "all", "labels": "given", "masked_share": 0.5, "term": None, "teacher": None}  # fields that came after the first stored runs
+PARENTS = ("gate", "start", "teacher")
 HISTORY = ["epoch", "lr", "loss", "val_loss", "val_accuracy", "val_macro_accuracy"]
 
 
@@ -45,7 +47,7 @@ class RunSpec:
     """Plain values that decide a trained model; `key` is a hash of them all."""
 
     data: str                                   # Dataset.fingerprint
-    variant: str = "unmasked"                   # what it is trained on: a key of VARIANTS
+    variant: str = "unmasked"                   # what it is trained on: one of VARIANTS, BOTH or OCCLUDED
     model: str = "vgg16"
     width: float = 1.0                          # of the author's channels
     depth: int = 0                              # 0: the author's
@@ -60,32 +62,50 @@ class RunSpec:
     rows: str = "all"                           # training faces: a key of TRAIN_ROWS
     labels: str = "given"                       # what is learnt of them: given | votes-<fingerprint of the FER+ votes>
     versions: tuple[tuple[str, int], ...] = ()  # of mask drawing, synthetic generator and training code
+    masked_share: float = 0.5                   # "mixed": how often a face is shown masked
+    term: Term | None = None                    # what the objective adds to cross-entropy
+    teacher: "RunSpec | None" = None            # parent: the frozen network that distillation learns from
+
+    def __post_init__(self):
+        both, needed = self.variant in BOTH, {**dict.fromkeys(PAIRED, ("pairs",)), **dict.fromkeys(TAUGHT, BOTH)}.get(self.objective)
+        if needed and self.variant not in needed:
+            raise ValueError(f"The objective {self.objective} needs faces with and without a mask: set variant={' or '.join(map(repr, needed))}.")
+        if (self.objective in TAUGHT) != (self.teacher is not None):
+            raise ValueError(f"A teacher belongs to {' and '.join(TAUGHT)}, and to them alone: {self.objective} has "
+                             f"{'none' if self.teacher is None else 'one'}.")
+        if (self.objective in (*PAIRED, *TAUGHT, "privileged")) != (self.term is not None):
+            raise ValueError(f"Set `term` for an objective with a second term, and for no other: {self.objective} has "
+                             f"{'none' if self.term is None else 'one'}.")
+        if self.perturb is not None and (both or self.term is not None):
+            raise ValueError("The scheme's views do not go together with masked pairs or with a second term: train them apart.")
 
     @cached_property
     def key(self) -> str:
         """Folder name: what a person looks for, then twelve digits of the hash of every value."""
         digest = hashlib.sha256(json.dumps(self.to_json(), sort_keys=True).encode()).hexdigest()[:12]
         scheme = "" if self.perturb is None else f"-{self.perturb.source}{self.perturb.n_clusters}"
-        return f"{self.model}-{self.variant}{scheme}-s{self.seed}-{digest}"
+        objective = "" if self.term is None else f"-{self.objective}"
+        return f"{self.model}-{self.variant}{scheme}{objective}-s{self.seed}-{digest}"
 
     @property
     def parents(self) -> list["RunSpec"]:
-        return [parent for parent in (self.gate, self.start) if parent is not None]
+        return [parent for parent in map(self.__getattribute__, PARENTS) if parent is not None]
 
     def to_json(self) -> dict:
         """Plain JSON values; `RunSpec.from_json` reads them back. Fields of LATER are left out at their default, so that a run stored
         before there were such fields keeps its key."""
-        values = json.loads(json.dumps({f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name not in ("gate", "start")},
+        values = json.loads(json.dumps({f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name not in PARENTS},
                                        default=dataclasses.asdict))
-        values |= {name: parent and parent.to_json() for name, parent in (("gate", self.gate), ("start", self.start))}
+        values |= {name: parent and parent.to_json() for name, parent in ((name, getattr(self, name)) for name in PARENTS)}
         return {name: value for name, value in values.items() if LATER.get(name, ...) != value}
 
     @staticmethod
     def from_json(values: dict) -> "RunSpec":
         recipe = {**values["recipe"], "grow": tuple(values["recipe"]["grow"])}
-        parents = {name: RunSpec.from_json(values[name]) if values[name] else None for name in ("gate", "start")}
+        parents = {name: RunSpec.from_json(values[name]) if values.get(name) else None for name in PARENTS}
         return RunSpec(**{**values, **parents, "recipe": Recipe(**recipe),
                           "perturb": Perturb(**values["perturb"]) if values["perturb"] else None,
+                          "term": Term(**values["term"]) if values.get("term") else None,
                           "versions": tuple((name, version) for name, version in values["versions"])})
 
     def build(self) -> Network:
@@ -306,6 +326,13 @@ def _trained(spec, data, store, views, device):
     model = spec.build()
     if spec.start is not None:
         model.load_state_dict(_parent(spec.start, data, store, device).state_dict())
+    teacher = None if spec.teacher is None else _parent(spec.teacher, data, store, device).requires_grad_(False)
+    val_images, val_labels, priors = images[val], data.labels("val"), None
+    if spec.variant in BOTH:
+        val_images, val_labels = val_images.swapaxes(0, 1).reshape(-1, *val_images.shape[2:]), np.tile(val_labels, 2)
+    if spec.objective == "privileged":
+        priors = data.priors(train_, spec.term.prior, spec.term.sigma)
+        priors = tensor(priors if spec.variant in BOTH else priors[:, [VARIANTS.index(spec.variant)]])
     work = store.training / spec.key
     work.mkdir(parents=True, exist_ok=True)
     heard = [time.perf_counter()]
@@ -318,9 +345,10 @@ def _trained(spec, data, store, views, device):
             log.info("%s: epoch %d of %d, validation accuracy %.1f %%, about %.1f min left", spec.key, row["epoch"], row["epochs"],
                      100 * row["val_accuracy"], (row["epochs"] - row["epoch"]) * row["seconds"] / 60)
 
-    history = train(model, tensor(images[train_]), tensor(data.train_labels(spec.rows, spec.labels)), tensor(images[val]),
-                    tensor(data.labels("val")), spec.recipe, spec.seed, data.scaling, spec.objective, views, work / "checkpoint.pt", report,
-                    compiled=bool(os.environ.get(COMPILE)))
+    history = train(model, tensor(images[train_]), tensor(data.train_labels(spec.rows, spec.labels)), tensor(val_images),
+                    tensor(val_labels), spec.recipe, spec.seed, data.scaling, spec.objective, views, work / "checkpoint.pt", report,
+                    compiled=bool(os.environ.get(COMPILE)), masked_share=spec.masked_share if spec.variant == "mixed" else None,
+                    priors=priors, teacher=teacher, term=spec.term or Term())
     return model.eval(), history
 
 
@@ -346,7 +374,7 @@ def _logits(model, spec, data, views, device) -> dict[str, np.ndarray]:
     found = {}
     if views is not None and views.parts is None:  # nothing was trained on views (C0): the first batch's partition
         views.refit(0, torch.arange(min(spec.recipe.batch, len(views.images))))
-    for variant in dict.fromkeys((*VARIANTS, spec.variant)):
+    for variant in dict.fromkeys((*VARIANTS, *([] if spec.variant in BOTH else [spec.variant]))):
         every = data.images(variant)
         for split in ("val", "test"):
             index = data.faces.where(split)

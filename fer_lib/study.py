@@ -27,13 +27,14 @@ import torch
 from .claims import claims
 from .dataset import Dataset, open_dataset
 from .measures import MEASURES
+from .objectives import CHANNELS, Term
 from .perturb import Perturb
 from .runs import Run, RunSpec, Store, complete, device_name, spec_versions
 from .training import RECIPES, Recipe
 
 log = logging.getLogger(__name__)
 
-REPLICATED = ("02_leak", "03_seeds", "05_controls", "05_second", "06_seeds")  # grids that are run over several seeds
+REPLICATED = ("02_leak", "03_seeds", "05_controls", "05_second", "06_seeds", "07", "08")  # grids that are run over several seeds
 FULL_MODELS = {"vgg16": {}, "resnet": {}, "densenet": {}, "dpn": {}, "resmasking": {}}
 
 
@@ -55,6 +56,8 @@ class Preset:
     arms: tuple[str, ...] = ()                                # controls and ablations that are run; () is all of them
     occluded: tuple[str, ...] = ("brows", "eyes", "nose", "mouth", "upper_half", "lower_half")  # regions left out of training
     explained: tuple[str, ...] = ()                           # networks of 06; () is all of them
+    paired: dict = field(default_factory=lambda: {"depth": 18})  # what 07's ResNet departs by
+    privileged: tuple[str, ...] = ("vgg16", "resnet")         # networks of 08
     grid_seeds: dict[str, tuple[int, ...]] = field(default_factory=dict)  # grids with seeds of their own
     sizes: tuple[int, int, int] = (2100, 700, 700)            # synthetic faces a split, when no data is given
 
@@ -66,7 +69,9 @@ PRESETS = {
         {"vgg16": {"depth": 8, "width": 0.5, "epochs": 7, "batch": 32}, "resnet": {"depth": 10, "width": 0.125}, "densenet": {"depth": 29, "width": 0.4},
          "dpn": {"depth": 26, "width": 0.0625}, "resmasking": {"depth": 10, "width": 0.0625, "epochs": 1}},
         scheme=("vgg16",), longer={"epochs": 10}, sweep={"depth": 8, "width": 0.25, "epochs": 3, "batch": 32}, n_clusters=(2, 3), sizes=(1050, 210, 210),
-        arms=("C4 coordinates", "fill mean"), occluded=("mouth",), explained=("vgg16", "resnet"),
+        arms=("C4 coordinates", "fill mean", "B1 unmasked", "B4 mixed", "contrastive", "distillation", "contrastive 10", "masked 0.25",
+              "cross-entropy", "mean", "shuffled prior"),
+        occluded=("mouth",), explained=("vgg16", "resnet"), paired={"depth": 10, "width": 0.125}, privileged=("vgg16",),
         grid_seeds={grid: (0, 1) for grid in ("05_controls", "06_seeds")}),
     # Widths, depths and epochs so that a run takes 5 to 13 minutes on one core; fp32 because bf16 was measured slower on that machine.
     "reduced": Preset(
@@ -76,7 +81,8 @@ PRESETS = {
          "dpn": {"depth": 26, "width": 0.125, "epochs": 8},
          "resmasking": {"depth": 10, "width": 0.125, "epochs": 5, "grow": (32, 32, 32, 48)}},  # its map must divide by 8
         longer={"epochs": 16, "grow": (32, 40, 48, 48)}, sweep={"depth": 8, "width": 0.5, "epochs": 8},
-        grid_seeds={grid: (0, 1, 2) if grid in ("02_leak", "05_second") else (0, 1, 2, 3, 4) for grid in REPLICATED}),
+        paired={"depth": 18, "width": 0.25, "epochs": 10},
+        grid_seeds={grid: (0, 1, 2) if grid in ("02_leak", "05_second", "07", "08") else (0, 1, 2, 3, 4) for grid in REPLICATED}),
     "full": Preset("FER2013 on one GPU: full width, several seeds", replace(RECIPES["fast"], epochs=40), seeds=(0, 1, 2)),
     "paper": Preset("the author's protocol, 200 epochs", RECIPES["paper"], stem="cifar", longer={"epochs": 400}, views="leave_one_out"),
 }
@@ -207,6 +213,59 @@ def occluded(preset: Preset, data: Dataset, seed: int = 0) -> dict[str, RunSpec]
     return {"whole": base, **{f"{kind}_{region}": replace(base, variant=f"{kind}_{region}") for region in preset.occluded for kind in ("no", "rolled")}}
 
 
+WEIGHTS = {"contrastive": 1.0, "distillation": 1.0, "logit distillation": 1.0, "supervised contrastive": 0.1}  # chosen on validation: 07_sweeps
+
+
+def paradigms(preset: Preset, data: Dataset, seed: int = 0) -> dict[str, RunSpec]:
+    """07: the ways of the masked-student paper to train one network for faces with and without a mask, equal images seen, and two more."""
+    b1 = spec(preset, data, "resnet", seed, preset.paired)
+    b2, mixed, pairs = (replace(b1, variant=variant) for variant in ("masked", "mixed", "pairs"))
+    term = {name: Term(weight) for name, weight in WEIGHTS.items()}
+    return _chosen(preset, {
+        "B1 unmasked": b1, "B2 masked": b2, "B3 masked, from B1": replace(b2, start=b1), "B4 mixed": mixed,
+        "contrastive": replace(pairs, objective="contrastive", term=term["contrastive"]),
+        "distillation": replace(mixed, objective="distillation", teacher=b1, term=term["distillation"]),
+        "logit distillation": replace(mixed, objective="logit_distillation", teacher=b1, term=term["logit distillation"]),
+        "supervised contrastive": replace(pairs, objective="supervised_contrastive", term=term["supervised contrastive"])})
+
+
+def paradigm_sweeps(preset: Preset, data: Dataset, seed: int = 0) -> dict[str, RunSpec]:
+    """07: how much of the second term, and how many of the faces masked, on one network."""
+    b1 = spec(preset, data, "resnet", seed, preset.paired)
+    mixed, pairs = replace(b1, variant="mixed"), replace(b1, variant="pairs")
+    found = {"contrastive 0": pairs} | {f"contrastive {w:g}": replace(pairs, objective="contrastive", term=Term(w)) for w in (0.1, 1.0, 10.0)}
+    found |= {"distillation 0": mixed}
+    found |= {f"distillation {w:g}": replace(mixed, objective="distillation", teacher=b1, term=Term(w)) for w in (0.1, 1.0, 10.0)}
+    found |= {"masked 0": b1, **{f"masked {p:g}": replace(mixed, masked_share=p) for p in (0.25, 0.5, 0.75)}, "masked 1": replace(b1, variant="masked")}
+    return _chosen(preset, found)
+
+
+def privileged(preset: Preset, data: Dataset, seed: int = 0) -> dict[str, RunSpec]:
+    """08: attributions of all channels, of their mean and of half of them held to the landmarks, beside plain cross-entropy."""
+    found = {}
+    for model in preset.privileged:
+        base = spec(preset, data, model, seed, preset.sweep or None if model == "vgg16" else None)
+        arms = {"cross-entropy": base, **{channels: replace(base, objective="privileged", term=replace(HELD, channels=channels)) for channels in CHANNELS}}
+        found |= {f"{model} {name}": arm for name, arm in _chosen(preset, arms).items()}
+    return found
+
+
+HELD = Term(weight=1.0, warmup=0.1)  # chosen on validation: 08_ablations
+
+
+def privileged_ablations(preset: Preset, data: Dataset, seed: int = 0) -> dict[str, RunSpec]:
+    """08: one thing of the privileged loss changed at a time, a control whose prior is another face's, and its combination with masked faces."""
+    base = spec(preset, data, "vgg16", seed, preset.sweep or None)
+    arms = {"mean": HELD, **{f"weight {w:g}": replace(HELD, weight=w) for w in (0.1, 10.0)},
+            **{f"sigma {s:g}": replace(HELD, sigma=s) for s in (1.0, 4.0)}, **{f"after stage {k}": replace(HELD, stages=k) for k in (1, 2, 4)},
+            "sum of logits": replace(HELD, target="sum"), "literal": replace(HELD, form="literal"), "shuffled prior": replace(HELD, prior="shuffled")}
+    found = {"cross-entropy": base, **{name: replace(base, objective="privileged", term=term) for name, term in arms.items()}}
+    mixed = replace(base, variant="mixed")
+    found |= {"mixed faces": mixed, "mixed faces, full": replace(mixed, objective="privileged", term=HELD),
+              "mixed faces, visible": replace(mixed, objective="privileged", term=replace(HELD, prior="visible"))}
+    return _chosen(preset, found)
+
+
 def _chosen(preset: Preset, arms: dict) -> dict:
     """The arms that a preset runs; the scheme itself always."""
     return {name: arm for name, arm in arms.items() if not preset.arms or name in ("perturb", *preset.arms)}
@@ -214,7 +273,8 @@ def _chosen(preset: Preset, arms: dict) -> dict:
 
 # By notebook: what stands before "_" is its number.
 GRIDS = {"02": baselines, "02_leak": leak, "03": gates, "03_seeds": gate_seeds, "04": sweep, "05": scheme, "05_controls": controls,
-         "05_second": second, "05_ablations": ablations, "05_costs": costs, "06": explained, "06_seeds": explained_seeds, "06_occluded": occluded}
+         "05_second": second, "05_ablations": ablations, "05_costs": costs, "06": explained, "06_seeds": explained_seeds, "06_occluded": occluded,
+         "07": paradigms, "07_sweeps": paradigm_sweeps, "08": privileged, "08_ablations": privileged_ablations}
 
 
 class Study:

@@ -752,3 +752,124 @@ def found_truth(runs: Runs, data: Dataset) -> pd.DataFrame:
                       for measure in ("p", "separation")]
     frame, first = pd.concat(found, ignore_index=True), [*who, "truth", "measure"]
     return frame[first + [column for column in frame if column not in first]].assign(source=data.faces.source)
+
+
+# ------------------------------------------------------------------------------------------------- 07 faces with and without a mask
+
+def _paradigm_scores(run: Run, data: Dataset, split: str = "test") -> dict[str, dict[str, float]]:
+    """{unmasked, masked, mean, gap: {accuracy, macro_accuracy}} of one run."""
+    labels = data.labels(split)
+    found = {test: measures(run.logits(f"{split}_{test}"), labels) for test in VARIANTS}
+    found = {test: {name: one[name] for name in ("accuracy", "macro_accuracy")} for test, one in found.items()}
+    whole, masked = found["unmasked"], found["masked"]
+    return found | {"mean": {name: (whole[name] + masked[name]) / 2 for name in whole}, "gap": {name: whole[name] - masked[name] for name in whole}}
+
+
+@table("07_paradigms", "07")
+def paradigms(runs: Runs, data: Dataset) -> pd.DataFrame:
+    """Every row and seed on unmasked and on masked test faces (95 % bootstrap interval over the faces), their mean, and the gap between them."""
+    rows = []
+    for name, several in runs.items():
+        for run in several:
+            found, who = _paradigm_scores(run, data), {"row": name, "model": run.spec.model, "seed": run.spec.seed}
+            rows += [{**who, "test": test, **row} for test in VARIANTS for row in scores(run.logits(f"test_{test}"), data, views=("all", "clean"))]
+            rows += [{**who, "test": test, "faces": "all", "n": len(data.labels("test")), **found[test]} for test in ("mean", "gap")]
+    return _tidy(pd.DataFrame(rows), data)
+
+
+@table("07_against_mixed", "07")
+def against_mixed(runs: Runs, data: Dataset) -> pd.DataFrame:
+    """What each row gains over B4, plain training on mixed faces: `change` with the seed-paired 95 % t interval (`low`, `high`), and for unmasked
+    and masked faces the two-level bootstrap interval over seeds and faces."""
+    rows, base = [], {run.spec.seed: run for run in runs["B4 mixed"]}
+    for name, several in runs.items():
+        pairs = [(base[run.spec.seed], run) for run in several if run.spec.seed in base]
+        ends = [[_paradigm_scores(run, data) for run in arm] for arm in zip(*pairs)]
+        for test in (*VARIANTS, "mean", "gap") if name != "B4 mixed" and pairs else ():
+            for measure in ("accuracy", "macro_accuracy"):
+                change = paired(*([one[test][measure] for one in arm] for arm in ends))
+                row = {"row": name, "test": test, "measure": measure, "seeds": change["n"], "n": len(data.labels("test")),
+                       **{key: change[key] for key in ("change", "sd", "low", "high")}}
+                if test in VARIANTS:
+                    both = _gain(*map(list, zip(*pairs)), f"test_{test}", f"test_{test}", data, measure)
+                    row |= {key: both[key] for key in ("from", "to", "two_level_low", "two_level_high")}
+                rows.append(row)
+    return _tidy(pd.DataFrame(rows), data)
+
+
+@table("07_features", "07")
+def features(runs: Runs, data: Dataset) -> pd.DataFrame:
+    """Features of the same n clean test faces without and with a mask: silhouette of the emotions within each kind and over both, and the mean
+    cosine of a face's two features with its 95 % interval over the faces."""
+    rows = []
+    for name, several in runs.items():
+        for run in several:
+            found = run.measured("pairs")
+            cosine = unpack("cosine", found, ("faces", "emotion")).set_index("emotion").loc["all"]
+            rows.append({"row": name, "model": run.spec.model, "seed": run.spec.seed, "n": len(found["index"]),
+                         **{f"silhouette_{kind}": value for kind, value in zip((*VARIANTS, "both"), found["silhouette"].astype(float))},
+                         "cosine": cosine["value"], "cosine_low": cosine["low"], "cosine_high": cosine["high"]})
+    return _tidy(pd.DataFrame(rows), data)
+
+
+@table("07_skin", "07")
+def skin(runs: Runs, data: Dataset) -> pd.DataFrame:
+    """Share of Grad-CAM's mass on the pixels that the mask leaves free, over every test face, unmasked and masked (`faces`), with its 95 % interval
+    over the faces, beside the share of the picture that they are (`area`)."""
+    frames = [unpack("skin", run.measured("pairs"), ("faces", "emotion")).rename(columns={"value": "share"})
+              .assign(row=name, model=run.spec.model, seed=run.spec.seed) for name, several in runs.items() for run in several]
+    frame = pd.concat(frames, ignore_index=True)
+    return _tidy(frame[["row", "model", "seed", "faces", "emotion", "n", "share", "low", "high", "area"]], data)
+
+
+@table("07_sweeps", "07_sweeps")
+def paradigm_sweeps(runs: Runs, data: Dataset) -> pd.DataFrame:
+    """Weight of the second term and share of masked faces, one network each: validation (what is chosen on) and test, unmasked, masked and mean."""
+    rows = []
+    for name, several in runs.items():
+        sweep, value = name.rsplit(" ", 1)
+        rows += [{"sweep": sweep, "value": float(value), "seed": run.spec.seed, "split": split, "test": test, "n": len(data.labels(split)), **found}
+                 for run in several for split in ("val", "test") for test, found in _paradigm_scores(run, data, split).items() if test != "gap"]
+    return _tidy(pd.DataFrame(rows), data)
+
+
+# ------------------------------------------------------------------------------------------------------- 08 privileged attribution
+
+@table("08_scores", "08")
+def privileged(runs: Runs, data: Dataset) -> pd.DataFrame:
+    """Every network, way of holding the attributions and seed on unmasked test faces, with 95 % intervals over the faces."""
+    rows = [{"model": run.spec.model, "arm": name.split(" ", 1)[1], "seed": run.spec.seed, **row} for name, several in runs.items() for run in several
+            for row in scores(run.logits("test_unmasked"), data, views=("all", "clean"))]
+    return _tidy(pd.DataFrame(rows), data)
+
+
+@table("08_gains", "08")
+def privileged_gains(runs: Runs, data: Dataset) -> pd.DataFrame:
+    """What each way gains over cross-entropy: `change` with the seed-paired t interval and the two-level bootstrap interval over seeds and faces."""
+    rows = []
+    for name in runs:
+        model, arm = name.split(" ", 1)
+        if arm != "cross-entropy":
+            rows += [{"model": model, "arm": arm, "measure": measure,
+                      **_gain(runs[f"{model} cross-entropy"], runs[name], "test_unmasked", "test_unmasked", data, measure)}
+                     for measure in ("accuracy", "macro_accuracy")]
+    return _tidy(pd.DataFrame(rows), data)
+
+
+@table("08_alignment", "08")
+@table("08_ablations_alignment", "08_ablations")
+def alignment(runs: Runs, data: Dataset) -> pd.DataFrame:
+    """How far attributions of the label lie on the landmarks (`measures.alignment`): cosine of the positive part and the prior, and correlation, by
+    method and emotion, with 95 % intervals over the n faces."""
+    frames = [unpack(measure, run.measured("alignment"), ("method", "emotion")).assign(model=run.spec.model, measure=measure, seed=run.spec.seed,
+              arm=name.removeprefix(f"{run.spec.model} ")) for name, several in runs.items() for run in several for measure in ("cosine", "correlation")]
+    frame = pd.concat(frames, ignore_index=True)
+    return _tidy(frame[["model", "arm", "seed", "method", "measure", "emotion", "n", "value", "low", "high"]], data)
+
+
+@table("08_ablations", "08_ablations")
+def privileged_ablations(runs: Runs, data: Dataset) -> pd.DataFrame:
+    """One thing of the privileged loss changed at a time: scores on validation, on which it is chosen, and on test; unmasked and masked faces."""
+    rows = [{"arm": name, "seed": run.spec.seed, "split": split, "test": test, **row} for name, several in runs.items() for run in several
+            for split in ("val", "test") for test in VARIANTS for row in scores(run.logits(f"{split}_{test}"), data, split, views=("all",))]
+    return _tidy(pd.DataFrame(rows), data)

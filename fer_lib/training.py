@@ -16,8 +16,9 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 from torch.optim.swa_utils import AveragedModel
 
 from .augment import AUGMENTATIONS, augment, standardise, test_views, to_float
-from .faces import EMOTIONS
-from .objectives import OBJECTIVES, Batch
+from .faces import EMOTIONS, SIZE
+from .models import wide_stages
+from .objectives import HEADS, OBJECTIVES, Batch, Term
 from .perturb import REFIT, fill
 
 TRAINING_VERSION = 1  # raised by hand when the loop or the augmentation changes what a spec trains to
@@ -83,11 +84,17 @@ class Stream:
 
 def train(model, images: torch.Tensor, labels: torch.Tensor, val_images: torch.Tensor, val_labels: torch.Tensor, recipe: Recipe,
           seed: int, scaling: tuple[float, float], objective: str = "cross_entropy", views=None,
-          checkpoint: Path | None = None, report=None, compiled: bool = False) -> list[dict]:
+          checkpoint: Path | None = None, report=None, compiled: bool = False, masked_share: float | None = None,
+          priors: torch.Tensor | None = None, teacher=None, term: Term = Term()) -> list[dict]:
     """Train `model` in place and return its history, a row an epoch (epoch, lr, loss, val_loss, val_accuracy, val_macro_accuracy).
 
     images uint8 [n, 48, 48] and labels, int64 [n] or shares float [n, 7], lie on the model's device. `views` (perturb.Views) cuts faces
     after the scheme. `compiled` runs the network through torch.compile: measured not to pay on a CPU.
+
+    Images uint8 [n, 2, 48, 48] are faces unmasked and masked: each is shown masked with probability `masked_share`, or (None) both are,
+    half as many faces a step. `priors` float [n, 1 or 2, 48, 48] lie over the faces (over each picture), a frozen `teacher` sees them
+    unmasked; `term` says what the objective makes of them.
+
     With `checkpoint` the state is written after each epoch and picked up again: on the CPU at one thread count the result is
     bit-equal to an uninterrupted run. `report(row)` is called after each epoch.
     """
@@ -96,15 +103,18 @@ def train(model, images: torch.Tensor, labels: torch.Tensor, val_images: torch.T
     device = images.device
     model.to(device, memory_format=torch.channels_last)
     cuts = views if views is not None and views.perturb.views != "none" else None
-    faces_a_step = max(1, round(recipe.batch / (cuts.copies if cuts else 1)))
+    pairs = images.ndim == 4 and masked_share is None
+    faces_a_step = max(1, round(recipe.batch / (cuts.copies if cuts else 2 if pairs else 1)))
     steps_an_epoch = max(1, len(images) // recipe.batch)
     steps = recipe.epochs * steps_an_epoch
     counts = labels.sum(0) if labels.ndim == 2 else torch.bincount(labels, minlength=len(EMOTIONS))
     class_weights = counts.sum() / (len(EMOTIONS) * counts.clamp(min=1))
     forward = torch.compile(model) if compiled else model
     refit_every = min(REFIT, max(1, len(images) // faces_a_step))
-    decay = [p for p in model.parameters() if p.ndim > 1]
-    plain = [p for p in model.parameters() if p.ndim <= 1]
+    head = _head(objective, model, seed)
+    learnt = [*model.parameters(), *(head.parameters() if head else ())]
+    decay, plain = [p for p in learnt if p.ndim > 1], [p for p in learnt if p.ndim <= 1]
+    stages = term.stages or (wide_stages(model) if priors is not None else 0)
     optimizer = torch.optim.SGD([{"params": decay, "weight_decay": recipe.weight_decay}, {"params": plain, "weight_decay": 0.0}],
                                 lr=recipe.lr, momentum=0.9, nesterov=True)
     plateau = ReduceLROnPlateau(optimizer, mode="max", factor=0.75, patience=5) if recipe.schedule == "plateau" else None
@@ -116,6 +126,8 @@ def train(model, images: torch.Tensor, labels: torch.Tensor, val_images: torch.T
     if checkpoint is not None and checkpoint.exists():
         state = torch.load(checkpoint, map_location=device, weights_only=False)
         model.load_state_dict(state["model"])
+        if head:
+            head.load_state_dict(state["head"])
         optimizer.load_state_dict(state["optimizer"])
         generator.set_state(state["generator"].cpu())
         torch.set_rng_state(state["rng"].cpu())
@@ -135,7 +147,8 @@ def train(model, images: torch.Tensor, labels: torch.Tensor, val_images: torch.T
                 for group in optimizer.param_groups:
                     group["lr"] = learning_rate(recipe, step, steps)
             faces = stream.next(faces_a_step)
-            batch = Batch(*_batch(images, labels, faces, recipe, scaling, generator, cuts, step, refit_every, size), class_weights)
+            shown = _batch(images, labels, faces, recipe, scaling, generator, cuts, step, refit_every, size, masked_share, priors)
+            batch = Batch(**shown, class_weights=class_weights, teacher=teacher, head=head, term=term, stages=stages, done=(step + 1) / steps)
             with torch.autocast(device.type, torch.bfloat16, enabled=recipe.precision == "bf16"):
                 loss = OBJECTIVES[objective](forward, batch, recipe)
             loss.backward()
@@ -156,7 +169,7 @@ def train(model, images: torch.Tensor, labels: torch.Tensor, val_images: torch.T
         if checkpoint is not None:
             save(checkpoint, {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "generator": generator.get_state(),
                               "rng": torch.get_rng_state(), "left": stream.left, "history": history, "best": best,
-                              "epoch": epoch + 1, "averaged": averaged.state_dict() if averaged else None,
+                              "epoch": epoch + 1, "head": head.state_dict() if head else None, "averaged": averaged.state_dict() if averaged else None,
                               "plateau": plateau.state_dict() if plateau else None, "parts": views.parts if views else None})
         if report:
             report({**row, "seconds": time.perf_counter() - began, "epochs": recipe.epochs})
@@ -181,8 +194,22 @@ def _moving_average(decay: float):
     return update
 
 
-def _batch(images, labels, faces, recipe, scaling, generator, views, step, refit_every, size) -> tuple[torch.Tensor, torch.Tensor]:
-    maps = None
+def _head(objective: str, model, seed: int):
+    """The objective's own layers, where it has any; their weights a function of the seed."""
+    if objective not in HEADS:
+        return None
+    weight = next(model.parameters())
+    was_training = model.training
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        torch.manual_seed(seed)
+        channels = model.eval().forward_features(weight.new_zeros(1, 1, SIZE, SIZE)).shape[1]
+        head = HEADS[objective](channels).to(weight.device)
+    model.train(was_training)
+    return head
+
+
+def _batch(images, labels, faces, recipe, scaling, generator, views, step, refit_every, size, masked_share, priors) -> dict:
+    maps = None if priors is None else priors[faces]
     if views is not None:
         if step % refit_every == 0 or views.parts is None:
             views.refit(step, faces)
@@ -192,9 +219,26 @@ def _batch(images, labels, faces, recipe, scaling, generator, views, step, refit
     if views is not None:
         x = views.show(x, maps, generator)
         y = torch.cat([y] * (len(x) // len(y)))                # views follow one another
-    if size and size != x.shape[-1]:
-        x = F.interpolate(x, (size, size), mode="bilinear", antialias=True, align_corners=False)
-    return standardise(x, scaling).contiguous(memory_format=torch.channels_last), y
+        maps = None
+    whole = None
+    if x.shape[1] == 2:                                        # (B, 2, H, W) unmasked and masked
+        whole, masked = x.split(1, 1)
+        priors = None if maps is None else (maps[:, :1], maps[:, -1:])
+        if masked_share is None:
+            x, y = torch.cat([whole, masked]), torch.cat([y, y])
+            maps = None if maps is None else torch.cat(priors)
+        else:
+            wears = torch.rand(len(faces), generator=generator, device=x.device) < masked_share
+            wears = wears.repeat_interleave(len(x) // len(faces))[:, None, None, None]
+            x = torch.where(wears, masked, whole)
+            maps = None if maps is None else torch.where(wears, *priors[::-1])
+
+    def fed(x):
+        if size and size != x.shape[-1]:
+            x = F.interpolate(x, (size, size), mode="bilinear", antialias=True, align_corners=False)
+        return standardise(x, scaling).contiguous(memory_format=torch.channels_last)
+
+    return {"x": fed(x), "labels": y, "whole": None if whole is None else fed(whole), "prior": maps}
 
 
 def _accuracies(logits, labels) -> dict:

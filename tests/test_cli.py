@@ -1,7 +1,9 @@
 """The command line and the driver, on made-up notebooks and a data set of 140 synthetic faces."""
+import itertools
 import json
 import logging
 import os
+import shlex
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -10,6 +12,7 @@ import numpy as np
 import nbformat
 import pandas as pd
 import pytest
+from PIL import Image
 
 from fer_lib import study
 from fer_lib.__main__ import main
@@ -185,6 +188,45 @@ def test_data_reports_counts_in_words_and_as_json(csv, capsys):
     assert main(["data", csv, "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert found["faces"] == 42 and found["counts"][0]["happy"] == 2 and {"copies", "integrity", "fingerprint"} <= set(found)
+
+
+# ---- folds ----
+
+@pytest.fixture
+def paired(tmp_path) -> Path:
+    """A csv of four people, each once happy and once sad, in a folder whose name has a space."""
+    folder, rng = tmp_path / "my faces", np.random.default_rng(0)
+    folder.mkdir()
+    lines = ["person,emotion,unmasked,masked"]
+    for person, emotion in itertools.product("abcd", ("happy", "sad")):
+        names = [f"{person}_{emotion}_{kind}.png" for kind in ("unmasked", "masked")]
+        lines.append(",".join((person, emotion, *names)))
+        for name in names:
+            Image.fromarray(rng.integers(0, 256, (48, 48), dtype=np.uint8)).save(folder / name)
+    (folder / "pairs.csv").write_text("\n".join(lines) + "\n")
+    return folder / "pairs.csv"
+
+
+def test_folds_names_its_files_and_a_command_that_runs(paired, capsys):
+    assert main(["folds", "my faces/pairs.csv", "--folds", "4"]) == 0
+    *files, _, command = capsys.readouterr().out.splitlines()
+    assert files == [f"my faces/pairs_fold{k}.csv" for k in range(4)] and all(Path(file).is_file() for file in files)
+    python, _, package, *words = shlex.split(command)
+    assert (python, package) == ("python", "fer_lib") and words[-3:] == ["my faces/pairs_fold0.csv", "--results", "my faces/results_fold0"]
+    write("01_reads", "from fer_lib.study import open_study\nopen_study(preset, data, results).data.faces.counts().sum(1).tolist()")
+    assert main([*(word.replace("reduced", "smoke") for word in words), "--no-faces"]) == 0
+    copy = nbformat.read("my faces/results_fold0/smoke/notebooks/01_reads.ipynb", 4)
+    assert copy.cells[-1].outputs[-1].data["text/plain"] == "[4, 2, 2]"
+    assert json.loads(Path("my faces/results_fold0/smoke/manifest.json").read_text())["data"]["source"] == "my faces"
+
+
+@pytest.mark.parametrize("words, says", [(["folds", "nowhere.csv"], "nowhere.csv does not exist"), (["folds", "my faces/pairs.csv"], "10 folds"),
+                                         (["run", "--data", "my faces/pairs.csv"], "fer_lib folds")])
+def test_bad_pairs_are_one_sentence_and_exit_code_two(words, says, paired, capsys):
+    write("01_good", "1")
+    before = sorted(paired.parent.iterdir())
+    assert main(words) == 2 and says in one_sentence(capsys)
+    assert sorted(paired.parent.iterdir()) == before
 
 
 # ---- runs and verify ----

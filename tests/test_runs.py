@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 from fer_lib import runs, training
 from fer_lib.dataset import Dataset, open_dataset
 from fer_lib.fer2013 import Votes
+from fer_lib.objectives import Term
 from fer_lib.perturb import Perturb
 from fer_lib.runs import FILES, RunSpec, Store, complete, execute, spec_versions, stored_metrics
 from fer_lib.training import RECIPES, Recipe
@@ -87,7 +88,8 @@ def store(tmp_path_factory, data, family) -> Store:
 # --- keys ---
 
 OTHER = {"schedule": "plateau", "augment": "paper", "test": "ten_crop", "keep": "best", "precision": "bf16", "grow": (32, 48),
-         "source": "cuts", "signal": "both", "clusters_per": "dataset", "views": "keep_one", "fill": "mean"}
+         "source": "cuts", "signal": "both", "clusters_per": "dataset", "views": "keep_one", "fill": "mean",
+         "channels": "all", "target": "sum", "form": "literal", "prior": "visible"}
 
 
 def changed(values, name: str):
@@ -100,13 +102,31 @@ def test_key_changes_with_every_field(spec):
     base = replace(spec, perturb=Perturb())
     others = {"data": "0" * 12, "variant": "masked", "model": "resnet", "width": 0.5, "depth": 16, "stem": "pooled", "attention": "input",
               "objective": "other", "perturb": None, "gate": spec, "start": spec, "recipe": RECIPES["paper"], "seed": 1, "versions": (),
-              "rows": "unleaked", "labels": "votes-01234567"}
-    assert others.keys() == {field.name for field in fields(RunSpec)}
+              "rows": "unleaked", "labels": "votes-01234567", "masked_share": 0.25}
+    assert others.keys() | {"term", "teacher"} == {field.name for field in fields(RunSpec)}
     specs = [base, *(replace(base, **{name: value}) for name, value in others.items())]
     specs += [replace(base, recipe=changed(base.recipe, field.name)) for field in fields(Recipe)]
     specs += [replace(base, perturb=changed(base.perturb, field.name)) for field in fields(Perturb)]
     specs += [replace(base, gate=replace(spec, seed=1)), replace(base, start=replace(spec, seed=1))]
+    taught = replace(spec, variant="mixed", objective="distillation", term=Term(), teacher=spec)
+    specs += [taught, replace(taught, teacher=replace(spec, seed=1)), replace(taught, variant="pairs"), replace(taught, masked_share=0.25)]
+    held = replace(spec, objective="privileged", term=Term())
+    specs += [held, *(replace(held, term=changed(held.term, field.name)) for field in fields(Term))]
     assert len({one.key for one in specs}) == len(specs)
+
+
+def test_specs_that_make_no_sense_are_refused_with_the_reason(spec):
+    for values, why in (({"objective": "contrastive", "term": Term()}, "needs faces with and without a mask: set variant='pairs'"),
+                        ({"objective": "distillation", "variant": "mixed", "term": Term()}, "distillation has none"),
+                        ({"teacher": spec}, "cross_entropy has one"), ({"objective": "privileged"}, "privileged has none"),
+                        ({"term": Term()}, "and for no other"), ({"variant": "mixed", "perturb": Perturb()}, "train them apart")):
+        with pytest.raises(ValueError, match=why):
+            replace(spec, **values)
+
+
+def test_specs_with_a_teacher_and_a_term_come_back_from_json(spec):
+    taught = replace(spec, variant="pairs", objective="distillation", term=Term(weight=2.0), teacher=replace(spec, start=replace(spec, seed=1)))
+    assert RunSpec.from_json(taught.to_json()) == taught and taught.parents == [taught.teacher] and "-distillation-" in taught.key
 
 
 def test_key_of_equal_specs_is_equal_and_says_what_it_is(spec):
