@@ -4,6 +4,7 @@
     python -m fer_lib run --preset reduced --data fer2013.csv --only 02 05
     python -m fer_lib data fer2013.csv
     python -m fer_lib folds msd_e/pairs.csv                   # real masked faces, see pairs.py
+    python -m fer_lib train --preset full --data fer2013.csv --minutes 9 --pack runs.tar      # see chunks.py
     python -m fer_lib runs --preset reduced --data fer2013.csv
     python -m fer_lib verify --preset reduced --data fer2013.csv
 
@@ -19,11 +20,11 @@ from pathlib import Path
 
 import pandas as pd
 
-from . import fer2013, pairs
+from . import chunks, fer2013, pairs
 from .bench import privileged_step
 from .models import build_model
 from .runs import COMPILE, Store
-from .study import PRESETS, NotebookFailed, open_study, results_folder, run_study, used
+from .study import GRIDS, PRESETS, NotebookFailed, open_study, results_folder, run_study, used
 from .verify import verify
 
 
@@ -81,6 +82,18 @@ def measure(args) -> int:
     """Print the ratios of `bench`."""
     for name, model in (("the small VGG", build_model("vgg16", 0.5, 8)), ("ResNet-10", build_model("resnet", 0.375, 10, "pooled"))):
         print(f"a training step with privileged attribution costs {privileged_step(model):.2f} times one with cross-entropy ({name}, this CPU)")
+    return 0
+
+
+def train(args) -> int:
+    """Train what is missing, most worth first, for some minutes."""
+    if unknown := [grid for grid in args.grids if grid not in GRIDS]:
+        raise ValueError(f"There is no grid {', '.join(unknown)}: choose from {', '.join(GRIDS)}.")
+    study = open_study(args.preset, args.data, args.results, args.votes, args.maskfer_rows, args.seeds, args.workers)
+    left = chunks.train(study, args.minutes, tuple(args.grids))
+    print(f"{len(left)} runs are still missing" + (": give the same command again." if left else "."))
+    if args.pack:
+        print(f"{chunks.pack(study, Path(args.pack))} runs packed into {args.pack}: unpack with tar -xf {args.pack} -C results")
     return 0
 
 
@@ -157,7 +170,7 @@ def _short(path: Path) -> str:
 
 def parser() -> argparse.ArgumentParser:
     top = argparse.ArgumentParser(prog="python -m fer_lib", description="Facial expressions behind masks: the study's command line.")
-    commands = top.add_subparsers(required=True, metavar="run | data | folds | runs | verify | bench")
+    commands = top.add_subparsers(required=True, metavar="run | data | folds | train | runs | verify | bench")
     about_study = argparse.ArgumentParser(add_help=False)
     about_study.add_argument("--preset", default="smoke", help=f"how strong: {', '.join(PRESETS)} (default: smoke)")
     about_study.add_argument("--data", default="", help="FER2013 in any form (default: the variable FER2013, else synthetic faces)")
@@ -172,6 +185,12 @@ def parser() -> argparse.ArgumentParser:
     command.add_argument("--compile", action="store_true", help="train through torch.compile (may pay on a GPU, does not on a CPU)")
     command.add_argument("--no-faces", action="store_true", help="show no individual face of a real data set, as in committed copies")
     command.set_defaults(do=run)
+    command = commands.add_parser("train", parents=[about_study], help="train what is missing, most worth first, for some minutes")
+    command.add_argument("--minutes", type=float, default=9.0, help="after so many no epoch is begun (default: 9)")
+    command.add_argument("--grids", nargs="+", default=[], help=f"of {', '.join(GRIDS)} (default: all)")
+    command.add_argument("--workers", type=int, default=1, help="runs trained at a time (default: 1)")
+    command.add_argument("--pack", default="", help="tar to write the finished runs into, without weights")
+    command.set_defaults(do=train)
     command = commands.add_parser("data", help="report what a data set holds")
     command.add_argument("path", nargs="?", default="", help="FER2013 in any form (default: the variable FER2013)")
     command.add_argument("--votes", default="", help="FER+'s fer2013new.csv")

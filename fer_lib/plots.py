@@ -907,18 +907,20 @@ def visible_skin(frame: pd.DataFrame) -> Figure:
 
 
 def paradigm_sweeps(frame: pd.DataFrame) -> Figure:
-    """Validation macro accuracy over the second term's weight and over the share of masked faces, one run a point. `frame` is 07_sweeps."""
+    """Validation macro accuracy over the second term's weight and over the share of masked faces, one run a point, bands the 95 % interval over
+    the faces. `frame` is 07_sweeps."""
     frame = frame[frame["split"] == "val"]
     sweeps = list(dict.fromkeys(frame["sweep"]))
     names = {"contrastive": "weight of the contrast", "distillation": "weight of distillation", "masked": "share of faces shown masked"}
     figure, axes = plt.subplots(1, len(sweeps), figsize=(3.9 * len(sweeps) + 1, 3.5), sharey=True, squeeze=False)
     for axis, sweep in zip(axes[0], sweeps):
-        part = frame[frame["sweep"] == sweep].groupby(["test", "value"])["macro_accuracy"].mean().unstack("test")
         for test, colour in FACE_COLOURS.items():
-            axis.plot(range(len(part)), part[test], "o-", color=colour, label="mean of both" if test == "mean" else f"{test} faces")
+            part = frame[(frame["sweep"] == sweep) & (frame["test"] == test)].groupby("value").mean(numeric_only=True)
+            axis.plot(range(len(part)), part["macro_accuracy"], "o-", color=colour, label="mean of both" if test == "mean" else f"{test} faces")
+            axis.fill_between(range(len(part)), part["macro_accuracy_low"], part["macro_accuracy_high"], color=colour, alpha=0.12, lw=0)
         axis.set_xticks(range(len(part)), [f"{value:g}" for value in part.index])
         axis.set_xlabel(names[sweep])
-        axis.set_title(f"best mean at {part['mean'].idxmax():g}", fontweight="normal")
+        axis.set_title(f"best mean at {part['macro_accuracy'].idxmax():g}", fontweight="normal")
     axes[0, 0].set_ylabel("macro accuracy, validation")
     percent(axes[0, 0].yaxis)
     axes[0, -1].legend(loc="upper left", bbox_to_anchor=(1, 1))
@@ -982,8 +984,9 @@ def privileged_ablations(scores: pd.DataFrame, aligned: pd.DataFrame) -> Figure:
                      xerr=[value - part["macro_accuracy_low"], part["macro_accuracy_high"] - value])
     axes[0].axvspan(*part.loc["cross-entropy", ["macro_accuracy_low", "macro_accuracy_high"]], color="#777777", alpha=0.15, lw=0)
     for method, marker in zip(dict.fromkeys(found["method"]), "osD"):
-        one = found[found["method"] == method].groupby("arm")["value"].mean().reindex(part.index)
-        axes[1].plot(one, range(len(part)), marker, label=METHOD_NAMES.get(method, method), markersize=6)
+        one = found[found["method"] == method].groupby("arm")[["value", "low", "high"]].mean().reindex(part.index)
+        axes[1].errorbar(one["value"], range(len(part)), fmt=marker, label=METHOD_NAMES.get(method, method), markersize=5, capsize=2,
+                         xerr=[one["value"] - one["low"], one["high"] - one["value"]])
     axes[0].set_yticks(range(len(part)), part.index)
     axes[0].set_ylim(len(part) - 0.5, -0.5)
     axes[0].set_xlabel("macro accuracy, validation")

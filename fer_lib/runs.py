@@ -208,13 +208,14 @@ Measure = Callable[[Network, RunSpec, Dataset], dict[str, np.ndarray]]
 
 
 def complete(specs: Iterable[RunSpec], data: Dataset, store: Store, measures: dict[str, Measure] | None = None, workers: int = 1,
-             device: str | None = None) -> list[Run]:
+             device: str | None = None, deadline: float | None = None) -> list[Run]:
     """The runs of `specs` in their order, training only what the store lacks, parents first.
 
     measures    {name: top-level function}: computed when a run ends and stored with it; a finished run that lacks one is loaded
                 (or, without weights, trained again) and measured then.
     workers     processes at a time, each with an equal share of the cores' threads.
     device      "cpu", "cuda", ...; None takes a GPU where there is one.
+    deadline    time.time() at which training stops, at the end of an epoch; what was not reached is None in the answer.
     Raises ValueError when a spec belongs to other data.
     """
     specs, measures = list(specs), measures or {}
@@ -227,7 +228,7 @@ def complete(specs: Iterable[RunSpec], data: Dataset, store: Store, measures: di
         for parent in {p.key: p for spec in todo if not _has_weights(store, spec) for p in spec.parents}.values():
             if not _has_weights(store, parent):  # here, once: two workers would train it at the same time in one folder
                 _parent(parent, data, store, device)
-        _execute_all(todo, data, store, measures, {k for k in wanted}, workers, device)
+        _execute_all(todo, data, store, measures, {k for k in wanted}, workers, device, deadline)
     return [store.get(spec) for spec in specs]
 
 
@@ -256,7 +257,7 @@ def _has_weights(store: Store, spec: RunSpec) -> bool:
     return run is not None and run.has_weights
 
 
-def _execute_all(todo, data, store, measures, wanted, workers, device) -> None:
+def _execute_all(todo, data, store, measures, wanted, workers, device, deadline) -> None:
     began = time.perf_counter()
     jobs = [(spec, measures if spec.key in wanted else {}) for spec in todo]
 
@@ -265,19 +266,24 @@ def _execute_all(todo, data, store, measures, wanted, workers, device) -> None:
 
     if workers == 1 or len(jobs) < 2:
         for i, (spec, some) in enumerate(jobs):
-            done(i + 1, execute(spec, data, store, some, device))
+            done(i + 1, execute(spec, data, store, some, device, deadline=deadline))
         return
     from joblib import Parallel, delayed
 
     threads = max(1, (os.cpu_count() or 1) // workers)
     parallel = Parallel(n_jobs=workers, backend="loky", return_as="generator_unordered")
-    for i, key in enumerate(parallel(delayed(execute)(spec, data, store, some, device, threads) for spec, some in jobs)):
+    for i, key in enumerate(parallel(delayed(execute)(spec, data, store, some, device, threads, deadline) for spec, some in jobs)):
         done(i + 1, key)
 
 
 def execute(spec: RunSpec, data: Dataset, store: Store, measures: dict[str, Measure] | None = None, device: str = "cpu",
-            threads: int | None = None) -> str:
-    """Train one run (or load it), predict, measure, and put the folder into the store in one move. Returns its key."""
+            threads: int | None = None, deadline: float | None = None) -> str:
+    """Train one run (or load it), predict, measure, and put the folder into the store in one move. Returns its key.
+
+    After `deadline` (time.time()) nothing is begun, and what is being trained stops at its checkpoint.
+    """
+    if deadline is not None and (time.time() > deadline or any(store.get(parent) is None for parent in spec.parents)):
+        return spec.key
     if threads:
         torch.set_num_threads(threads)
     began = time.perf_counter()
@@ -288,7 +294,10 @@ def execute(spec: RunSpec, data: Dataset, store: Store, measures: dict[str, Meas
         views = _views(spec, data, store, device)
         if finished is not None:
             log.warning("%s is stored without its weights, which are needed: it is trained again.", spec.key)
-        model, history = _trained(spec, data, store, views, device)
+        try:
+            model, history = _trained(spec, data, store, views, device, deadline)
+        except OutOfTime:
+            return spec.key
     work = store.training / spec.key
     work.mkdir(parents=True, exist_ok=True)
     arrays = finished.measures if finished is not None else {}
@@ -319,7 +328,11 @@ def execute(spec: RunSpec, data: Dataset, store: Store, measures: dict[str, Meas
     return spec.key
 
 
-def _trained(spec, data, store, views, device):
+class OutOfTime(Exception):
+    """Training stopped at a checkpoint because its time was over."""
+
+
+def _trained(spec, data, store, views, device, deadline=None):
     faces, tensor = data.faces, lambda array: torch.as_tensor(np.ascontiguousarray(array)).to(device)
     train_, val = data.train_rows(spec.rows), faces.where("val")
     images = data.images(spec.variant)
@@ -344,6 +357,8 @@ def _trained(spec, data, store, views, device):
             heard[0] = time.perf_counter()
             log.info("%s: epoch %d of %d, validation accuracy %.1f %%, about %.1f min left", spec.key, row["epoch"], row["epochs"],
                      100 * row["val_accuracy"], (row["epochs"] - row["epoch"]) * row["seconds"] / 60)
+        if deadline is not None and time.time() > deadline and row["epoch"] < row["epochs"]:
+            raise OutOfTime
 
     history = train(model, tensor(images[train_]), tensor(data.train_labels(spec.rows, spec.labels)), tensor(val_images),
                     tensor(val_labels), spec.recipe, spec.seed, data.scaling, spec.objective, views, work / "checkpoint.pt", report,

@@ -66,12 +66,14 @@ PRESETS = {
     "smoke": Preset(
         "synthetic faces, seconds a run: proves the wiring",
         replace(RECIPES["fast"], epochs=2, batch=64, lr=0.05, precision="fp32"),
-        {"vgg16": {"depth": 8, "width": 0.5, "epochs": 7, "batch": 32}, "resnet": {"depth": 10, "width": 0.125}, "densenet": {"depth": 29, "width": 0.4},
-         "dpn": {"depth": 26, "width": 0.0625}, "resmasking": {"depth": 10, "width": 0.0625, "epochs": 1}},
-        scheme=("vgg16",), longer={"epochs": 10}, sweep={"depth": 8, "width": 0.25, "epochs": 3, "batch": 32}, n_clusters=(2, 3), sizes=(1050, 210, 210),
+        {"vgg16": {"depth": 8, "width": 0.5, "epochs": 7, "batch": 32}, "resnet": {"depth": 10, "width": 0.125},
+         "densenet": {"depth": 29, "width": 0.4, "epochs": 1}, "dpn": {"depth": 26, "width": 0.0625, "epochs": 1},
+         "resmasking": {"depth": 10, "width": 0.0625, "epochs": 1}},
+        scheme=("vgg16",), longer={"epochs": 9}, sweep={"depth": 8, "width": 0.25, "epochs": 3, "batch": 32}, n_clusters=(2, 3),
+        sizes=(1050, 210, 210),
         arms=("C4 coordinates", "fill mean", "B1 unmasked", "B4 mixed", "contrastive", "distillation", "contrastive 10", "masked 0.25",
               "cross-entropy", "mean", "shuffled prior"),
-        occluded=("mouth",), explained=("vgg16", "resnet"), paired={"depth": 10, "width": 0.125}, privileged=("vgg16",),
+        occluded=("mouth",), explained=("vgg16",), paired={"depth": 10, "width": 0.125}, privileged=("vgg16",),
         grid_seeds={grid: (0, 1) for grid in ("05_controls", "06_seeds")}),
     # Widths, depths and epochs so that a run takes 5 to 13 minutes on one core; fp32 because bf16 was measured slower on that machine.
     "reduced": Preset(
@@ -210,10 +212,12 @@ def explained_seeds(preset: Preset, data: Dataset, seed: int = 0) -> dict[str, R
 def occluded(preset: Preset, data: Dataset, seed: int = 0) -> dict[str, RunSpec]:
     """06: the small VGG trained and tested without a region of the face, and without the same shape at a random place."""
     base = controls(preset, data, seed)["baseline"]
-    return {"whole": base, **{f"{kind}_{region}": replace(base, variant=f"{kind}_{region}") for region in preset.occluded for kind in ("no", "rolled")}}
+    variants = [f"{kind}_{region}" for region in preset.occluded for kind in ("no", "rolled")]
+    return {"whole": base, **{variant: replace(base, variant=variant) for variant in variants}}
 
 
-WEIGHTS = {"contrastive": 1.0, "distillation": 1.0, "logit distillation": 1.0, "supervised contrastive": 0.1}  # chosen on validation: 07_sweeps
+WEIGHTS = {"contrastive": 1.0, "distillation": 1.0,  # chosen on validation: 07_sweeps
+           "logit distillation": 1.0, "supervised contrastive": 0.1}  # set beforehand
 
 
 def paradigms(preset: Preset, data: Dataset, seed: int = 0) -> dict[str, RunSpec]:
@@ -236,7 +240,8 @@ def paradigm_sweeps(preset: Preset, data: Dataset, seed: int = 0) -> dict[str, R
     found = {"contrastive 0": pairs} | {f"contrastive {w:g}": replace(pairs, objective="contrastive", term=Term(w)) for w in (0.1, 1.0, 10.0)}
     found |= {"distillation 0": mixed}
     found |= {f"distillation {w:g}": replace(mixed, objective="distillation", teacher=b1, term=Term(w)) for w in (0.1, 1.0, 10.0)}
-    found |= {"masked 0": b1, **{f"masked {p:g}": replace(mixed, masked_share=p) for p in (0.25, 0.5, 0.75)}, "masked 1": replace(b1, variant="masked")}
+    found |= {"masked 0": b1, **{f"masked {p:g}": replace(mixed, masked_share=p) for p in (0.25, 0.5, 0.75)},
+              "masked 1": replace(b1, variant="masked")}
     return _chosen(preset, found)
 
 
@@ -245,7 +250,8 @@ def privileged(preset: Preset, data: Dataset, seed: int = 0) -> dict[str, RunSpe
     found = {}
     for model in preset.privileged:
         base = spec(preset, data, model, seed, preset.sweep or None if model == "vgg16" else None)
-        arms = {"cross-entropy": base, **{channels: replace(base, objective="privileged", term=replace(HELD, channels=channels)) for channels in CHANNELS}}
+        held = {channels: replace(base, objective="privileged", term=replace(HELD, channels=channels)) for channels in CHANNELS}
+        arms = {"cross-entropy": base, **held}
         found |= {f"{model} {name}": arm for name, arm in _chosen(preset, arms).items()}
     return found
 
@@ -277,6 +283,11 @@ GRIDS = {"02": baselines, "02_leak": leak, "03": gates, "03_seeds": gate_seeds, 
          "07": paradigms, "07_sweeps": paradigm_sweeps, "08": privileged, "08_ablations": privileged_ablations}
 
 
+# What a grid's tables and figures need beside predictions: taken while the weights are at hand, stored with the run (names of MEASURES).
+MEASURED = {"03": ("attention",), "03_seeds": ("attention",), **dict.fromkeys(("06", "06_seeds"), ("regions", "saliency", "robustness")),
+            "07": ("pairs",), **dict.fromkeys(("08", "08_ablations"), ("alignment",))}
+
+
 class Study:
     """One study at one strength: its data, its store of runs, and the folder its tables and figures go to. Made by `open_study`."""
 
@@ -290,9 +301,9 @@ class Study:
         per_seed = [GRIDS[grid](self.preset, self.data, seed) for seed in seeds]
         return {name: [specs[name] for specs in per_seed] for name in per_seed[0]}
 
-    def complete(self, grid: str, measures: tuple[str, ...] = ()) -> dict[str, list[Run]]:
-        """Train what the store lacks of a grid, take the measures named, and return {name: one run a seed}."""
-        specs = self.specs(grid)
+    def complete(self, grid: str) -> dict[str, list[Run]]:
+        """Train what the store lacks of a grid, take its measures (MEASURED), and return {name: one run a seed}."""
+        specs, measures = self.specs(grid), MEASURED.get(grid, ())
         flat = [spec for several in specs.values() for spec in several]
         runs = {run.key: run for run in complete(flat, self.data, self.store, {m: MEASURES[m] for m in measures}, self.workers)}
         return {name: [runs[spec.key] for spec in several] for name, several in specs.items()}

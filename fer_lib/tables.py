@@ -21,8 +21,8 @@ from .faces import EMOTIONS, SIZE
 from .landmarks import HOW, REGIONS
 from .masking import coverage
 from .measures import CASCADE_METHODS, REGION_FILLS, ROBUST, unpack
-from .metrics import (HEADLINE, batched_macro_f1, confusion, holm, measures, over_seeds, paired, per_class, reliability, resampled, t_interval, t_test,
-                      two_level, wilson)
+from .metrics import (HEADLINE, batched_macro_f1, confusion, holm, mcnemar, measures, over_seeds, paired, per_class, reliability, resampled, t_interval,
+                      t_test, two_level, wilson)
 from .models import ensemble
 from .runs import Run
 from .saliency import FEATURES, agreement_with_truth, similarity
@@ -400,7 +400,8 @@ def _pairs_of_schemes(runs: Runs):
 def table2_2(runs: Runs, data: Dataset) -> pd.DataFrame:
     """The paper's Table 2.2: each network with and without the scheme, evaluated `clean` and on K+1 `views`; the baseline shown the same
     views is control C0. `gain` is perturb minus baseline at the same evaluation, in macro accuracy, with the bootstrap interval over seeds and
-    faces (over the faces alone with one seed)."""
+    faces (over the faces alone with one seed). With one seed `mcnemar_p` is the exact McNemar test of this one pair of networks: it says nothing
+    about another training."""
     paper, rows = published("table2_accuracy_and_f1.csv").set_index("model"), []
     for model, evaluation, suffix, base, perturb in _pairs_of_schemes(runs):
         gain = _gain(base, perturb, f"test_unmasked{suffix}", f"test_unmasked{suffix}", data)
@@ -411,6 +412,9 @@ def table2_2(runs: Runs, data: Dataset) -> pd.DataFrame:
                     if scheme == "perturb" and one["faces"] == "all":
                         rows[-1] |= {"gain": gain["change"], "gain_low": gain["two_level_low"], "gain_high": gain["two_level_high"],
                                      "gain_seeds": gain["seeds"]}
+                        if len(several) == 1:
+                            right = [one.logits(f"test_unmasked{suffix}").argmax(1) == data.labels("test") for one in (base[0], run)]
+                            rows[-1]["mcnemar_p"] = mcnemar(*right)["p"]
                     if one["faces"] == "all" and evaluation == "clean":
                         rows[-1] |= {"published_macro_accuracy": paper.loc[model, f"{scheme}_accuracy"],
                                      "published_macro_f1": paper.loc[model, f"{scheme}_f1"]}
@@ -824,13 +828,16 @@ def skin(runs: Runs, data: Dataset) -> pd.DataFrame:
 
 @table("07_sweeps", "07_sweeps")
 def paradigm_sweeps(runs: Runs, data: Dataset) -> pd.DataFrame:
-    """Weight of the second term and share of masked faces, one network each: validation (what is chosen on) and test, unmasked, masked and mean."""
+    """Weight of the second term and share of masked faces, one network each: validation (what is chosen on) and test, unmasked and masked (with 95 %
+    bootstrap intervals over the faces) and the mean of both."""
     rows = []
     for name, several in runs.items():
         sweep, value = name.rsplit(" ", 1)
-        rows += [{"sweep": sweep, "value": float(value), "seed": run.spec.seed, "split": split, "test": test, "n": len(data.labels(split)), **found}
-                 for run in several for split in ("val", "test") for test, found in _paradigm_scores(run, data, split).items() if test != "gap"]
-    return _tidy(pd.DataFrame(rows), data)
+        for run, split in ((run, split) for run in several for split in ("val", "test")):
+            who = {"sweep": sweep, "value": float(value), "seed": run.spec.seed, "split": split}
+            rows += [{**who, "test": test, **scores(run.logits(f"{split}_{test}"), data, split, views=("all",))[0]} for test in VARIANTS]
+            rows.append({**who, "test": "mean", "n": len(data.labels(split)), **_paradigm_scores(run, data, split)["mean"]})
+    return _tidy(pd.DataFrame(rows).drop(columns="faces"), data)
 
 
 # ------------------------------------------------------------------------------------------------------- 08 privileged attribution

@@ -1,0 +1,73 @@
+"""The runs of a study in order of worth, for as long as there is time: how a GPU machine that is lent for minutes is used.
+
+    python -m fer_lib train --preset full --data fer2013.csv --minutes 9 --pack runs.tar      # again and again, until nothing is missing
+
+No notebook runs and no table is made. What is being trained when time is up stands at its last epoch's checkpoint and goes on from there on the
+same machine. The archive holds the finished runs' small files; unpacked into the results of another machine they are that machine's own:
+
+    tar -xf runs.tar -C results
+"""
+import logging
+import os
+import tarfile
+import time
+from pathlib import Path
+
+from .measures import MEASURES
+from .runs import RunSpec, complete
+from .study import GRIDS, MEASURED, Study
+
+log = logging.getLogger(__name__)
+
+# (grid, seeds): what is worth most comes first; a grid named twice goes on with its other seeds. What is not named comes last.
+WORTH = (("02", 1), ("02", None), ("03", 1), ("05", 1), ("05_controls", 1), ("06_seeds", 1), ("05", None), ("05_controls", None), ("06_seeds", None),
+         ("04", None), ("07", 1), ("08", 1), ("07", None), ("08", None), ("05_second", None))
+
+
+def by_worth(study: Study, grids: tuple[str, ...] = ()) -> list[tuple[str, list[RunSpec]]]:
+    """Chunks (name, specs) of the study's runs, each run once, where it is worth most; of all grids or of those named. Parents come with them."""
+    found, known = [], set()
+    for grid, seeds in (*WORTH, *((grid, None) for grid in GRIDS)):
+        if not grids or grid in grids:
+            specs = [spec for several in study.specs(grid).values() for spec in several[:seeds]]
+            fresh = list({spec.key: spec for spec in specs if spec.key not in known}.values())
+            known |= {spec.key for spec in fresh}
+            found += [(f"{grid}, {seeds or 'all'} seed{'s' * (seeds != 1)}", fresh)] if fresh else []
+    return found
+
+
+def train(study: Study, minutes: float, grids: tuple[str, ...] = (), device: str | None = None) -> list[RunSpec]:
+    """Train what the store lacks, most worth first, until `minutes` are over; returns what is still missing.
+
+    Everything that any grid measures of a run is measured when it ends, while its weights are at hand.
+    """
+    deadline = time.time() + 60 * minutes
+    wanted: dict[str, set[str]] = {}
+    for grid, names in MEASURED.items():
+        for several in study.specs(grid).values():
+            for spec in several:
+                wanted.setdefault(spec.key, set()).update(names)
+    missing = []
+    for name, specs in by_worth(study, grids):
+        kinds: dict[tuple[str, ...], list[RunSpec]] = {}
+        for spec in specs:
+            kinds.setdefault(tuple(sorted(wanted.get(spec.key, ()))), []).append(spec)
+        for names, some in kinds.items():
+            if time.time() < deadline:
+                complete(some, study.data, study.store, {name: MEASURES[name] for name in names}, study.workers, device, deadline)
+            left = [spec for spec in some if study.store.get(spec) is None]
+            missing += left
+        log.info("%s: %d of %d runs are there, %.1f min left", name, sum(study.store.get(spec) is not None for spec in specs), len(specs),
+                 max(0.0, deadline - time.time()) / 60)
+    return missing
+
+
+def pack(study: Study, path: Path) -> int:
+    """Write the finished runs' files that live in git (no weights) into a tar, whole or not at all; returns how many runs."""
+    runs = study.store.all()
+    temporary = path.with_name(f"{path.name}.{os.getpid()}")
+    with tarfile.open(temporary, "w") as archive:
+        for file in (file for run in runs for file in sorted(run.path.iterdir()) if file.suffix != ".safetensors"):
+            archive.add(file, f"{study.name}/runs/{file.parent.name}/{file.name}")
+    os.replace(temporary, path)
+    return len(runs)

@@ -1,0 +1,42 @@
+"""Chunks: runs in order of worth, stopped by the clock, packed and unpacked."""
+import tarfile
+
+import pytest
+
+from fer_lib.chunks import by_worth, pack, train
+from fer_lib.runs import Store
+from fer_lib.study import GRIDS, open_study, used
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory):
+    return open_study("smoke", results=str(tmp_path_factory.mktemp("chunks")))
+
+
+def test_every_run_of_the_study_comes_once_and_baselines_first(study):
+    chunks = by_worth(study)
+    keys = [spec.key for _, specs in chunks for spec in specs]
+    asked = {spec.key for grid in GRIDS for several in study.specs(grid).values() for spec in several}
+    assert len(keys) == len(set(keys)) and set(keys) == asked and {spec.key for spec in used(study)} >= asked
+    assert chunks[0][0] == "02, 1 seed" and all(spec.perturb is None and spec.term is None for spec in chunks[0][1])
+    assert [name for name, _ in by_worth(study, ("04", "03"))] == ["03, 1 seed", "04, all seeds"]
+
+
+def test_training_stops_at_a_checkpoint_and_goes_on(study):
+    missing = train(study, 0.01, ("04",))  # 0.6 s: an epoch of the gate, on which the others wait
+    begun = study.store.interrupted()
+    assert len(missing) == len(study.specs("04")) and not study.store.all()
+    assert list(begun) in ([], [study.specs("03")["input"][0].key], [study.specs("04")["baseline"][0].key]) and set(begun.values()) <= {1, 2}
+    assert not train(study, 5, ("03",)) and not set(study.store.interrupted()) - {study.specs("04")["baseline"][0].key}
+    assert study.store.get(study.specs("03")["input"][0]).measured("attention")
+
+
+def test_packed_runs_are_runs_elsewhere(study, tmp_path):
+    study.complete("03")
+    count = pack(study, tmp_path / "runs.tar")
+    with tarfile.open(tmp_path / "runs.tar") as archive:
+        assert not [name for name in archive.getnames() if name.endswith(".safetensors")]
+        archive.extractall(tmp_path / "results", filter="data")
+    there = Store(tmp_path / "results" / "smoke").all()
+    assert count == len(there) == len(study.store.all()) and {run.key for run in there} == {run.key for run in study.store.all()}
+    assert not there[0].has_weights and (there[0].logits("test_unmasked") == study.store.get(there[0].spec).logits("test_unmasked")).all()
