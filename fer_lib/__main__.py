@@ -40,6 +40,9 @@ def run(args) -> int:
             if count := len(list(folder.glob(pattern))):
                 print(f"  {what:<10} {count:>3}  {_short(folder)}" + ("  (individual faces: not to be published)" if folder.name == "faces" else ""))
     print(f"  manifest        {_short(study.root / 'manifest.json')}")
+    for page in (study.root / "report.html", study.root / "faces" / "report.html"):
+        if page.exists():
+            print(f"  report          {_short(page)}" + ("  (individual faces: not to be published)" if page.parent.name == "faces" else ""))
     return 0
 
 

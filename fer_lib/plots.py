@@ -496,10 +496,11 @@ def control_gains(frame: pd.DataFrame, measure: str = "macro_accuracy") -> Figur
     """What the scheme gains over the baseline and each control, on whole and on masked test faces: the seed-paired 95 % t interval thick, the
     two-level bootstrap over seeds and faces thin. `frame` is 05_controls; several networks lie in panels below each other."""
     frame = frame[frame["measure"] == measure]
-    models, names = list(dict.fromkeys(frame["model"])), list(dict.fromkeys(frame["against"]))
-    figure, axes = plt.subplots(len(models), 2, figsize=(11, (0.42 * len(names) + 1.3) * len(models)), sharex=True, sharey=True, squeeze=False)
+    arms_ = {model: list(dict.fromkeys(part["against"])) for model, part in frame.groupby("model", sort=False)}
+    models, heights = list(arms_), [0.42 * len(names) + 1.3 for names in arms_.values()]
+    figure, axes = plt.subplots(len(models), 2, figsize=(11, sum(heights)), height_ratios=heights, sharex=True, sharey="row", squeeze=False)
     for (i, model), (j, test) in ((a, b) for a in enumerate(models) for b in enumerate(("unmasked", "masked"))):
-        axis = axes[i, j]
+        axis, names = axes[i, j], arms_[model]
         for evaluation, colour, shift in (("clean", "#0072B2", -0.14), ("views", "#009E73", 0.14)):
             part = frame[(frame["model"] == model) & (frame["test"] == test) & (frame["evaluation"] == evaluation)].set_index("against")
             y = [names.index(name) + shift for name in part.index]
@@ -510,9 +511,9 @@ def control_gains(frame: pd.DataFrame, measure: str = "macro_accuracy") -> Figur
         seeds = int(frame.loc[frame["model"] == model, "seeds"].max())
         axis.set_title(f"{MODEL_NAMES[model]}, {test} test faces, {seeds} seed{'s' * (seeds > 1)}")
         axis.set_yticks(range(len(names)), names)
+        axis.set_ylim(len(names) - 0.5, -0.5)
         points(axis.xaxis)
         axis.grid(axis="y", visible=False)
-    axes[0, 0].set_ylim(len(names) - 0.5, -0.5)
     for axis in axes[-1]:
         axis.set_xlabel(f"gain of the scheme, points of {measure.replace('_', ' ')}")
     axes[0, -1].legend(loc="upper left", bbox_to_anchor=(1, 1), title="evaluated on")

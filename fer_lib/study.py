@@ -53,6 +53,7 @@ class Preset:
     n_clusters: tuple[int, ...] = (1, 2, 3, 4, 5, 6, 7, 8)
     seeds: tuple[int, ...] = (0,)
     second: str = "resnet"                                    # network on which the controls are run once more
+    second_arms: tuple[str, ...] = ()                         # and which of these; () is all that `arms` allows
     arms: tuple[str, ...] = ()                                # controls and ablations that are run; () is all of them
     occluded: tuple[str, ...] = ("brows", "eyes", "nose", "mouth", "upper_half", "lower_half")  # regions left out of training
     explained: tuple[str, ...] = ()                           # networks of 06; () is all of them
@@ -83,7 +84,7 @@ PRESETS = {
          "dpn": {"depth": 26, "width": 0.125, "epochs": 8},
          "resmasking": {"depth": 10, "width": 0.125, "epochs": 5, "grow": (32, 32, 32, 48)}},  # its map must divide by 8
         longer={"epochs": 16, "grow": (32, 40, 48, 48)}, sweep={"depth": 8, "width": 0.5, "epochs": 8},
-        paired={"depth": 18, "width": 0.25, "epochs": 10},
+        second_arms=("perturb",), occluded=("brows", "eyes", "nose", "mouth"), paired={"depth": 18, "width": 0.25, "epochs": 10},
         grid_seeds={grid: (0, 1, 2) if grid in ("02_leak", "05_second", "07", "08") else (0, 1, 2, 3, 4) for grid in REPLICATED}),
     "full": Preset("FER2013 on one GPU: full width, several seeds", replace(RECIPES["fast"], epochs=40), seeds=(0, 1, 2)),
     "paper": Preset("the author's protocol, 200 epochs", RECIPES["paper"], stem="cifar", longer={"epochs": 400}, views="leave_one_out"),
@@ -163,7 +164,8 @@ def controls(preset: Preset, data: Dataset, seed: int = 0, model: str = "vgg16",
 
 def second(preset: Preset, data: Dataset, seed: int = 0) -> dict[str, RunSpec]:
     """05: the same on a second network, at its size of 02."""
-    return controls(preset, data, seed, preset.second, preset.models[preset.second])
+    some = replace(preset, arms=preset.second_arms or preset.arms)
+    return controls(some, data, seed, preset.second, preset.models[preset.second])
 
 
 def ablations(preset: Preset, data: Dataset, seed: int = 0) -> dict[str, RunSpec]:
@@ -406,7 +408,8 @@ def run_study(preset: str = "smoke", data: str = "", results: str = "", votes: s
 
     only        numbers or names of notebooks; () is all of them
     Writes executed copies without anything of this machine into notebooks/ of the study's folder (into notebooks/faces/, which git
-    ignores, where they show individual faces of a real data set) and manifest.json. Finished runs are never trained again.
+    ignores, where they show individual faces of a real data set), manifest.json and, at the end, the page of the whole study,
+    report.html (likewise in faces/). Finished runs are never trained again.
     Raises ValueError for arguments that do not fit, NotebookFailed.
     """
     todo = find_notebooks(Path(notebooks), only)
@@ -436,6 +439,9 @@ def run_study(preset: str = "smoke", data: str = "", results: str = "", votes: s
                 _write_manifest(study, parameters, state, {notebook.stem: entry})
             log.info("%s ended after %.1f min", notebook.stem, entry["minutes"])
     study.table(claims(study.finished("*"), study.data), "00_claims")
+    from .report import write_report  # it knows studies, so it comes after this file
+
+    write_report(study)
     return study
 
 

@@ -57,7 +57,7 @@ def test_landmark_extra_is_what_the_detector_needs():
 
 def test_package_carries_its_reference_files():
     data = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
-    assert data["packages"] == ["fer_lib"] and data["package-data"] == {"fer_lib": ["reference/*"]}
+    assert data["packages"] == ["fer_lib"] and data["package-data"] == {"fer_lib": ["reference/*", "report.html.j2"]}
     assert not [path for path in (ROOT / "fer_lib" / "reference").rglob("*") if path.is_dir()]
     assert (ROOT / "fer_lib" / "reference" / "fer2013_landmarks.npz").exists()
 
