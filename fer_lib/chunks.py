@@ -13,9 +13,9 @@ import tarfile
 import time
 from pathlib import Path
 
-from .measures import MEASURES
-from .runs import RunSpec, complete
-from .study import GRIDS, MEASURED, Study
+from .runs import RunSpec
+from .schedule import Schedule
+from .study import GRIDS, Study
 
 log = logging.getLogger(__name__)
 
@@ -41,25 +41,12 @@ def train(study: Study, minutes: float, grids: tuple[str, ...] = (), device: str
 
     Everything that any grid measures of a run is measured when it ends, while its weights are at hand.
     """
-    deadline = time.time() + 60 * minutes
-    wanted: dict[str, set[str]] = {}
-    for grid, names in MEASURED.items():
-        for several in study.specs(grid).values():
-            for spec in several:
-                wanted.setdefault(spec.key, set()).update(names)
-    missing = []
-    for name, specs in by_worth(study, grids):
-        kinds: dict[tuple[str, ...], list[RunSpec]] = {}
-        for spec in specs:
-            kinds.setdefault(tuple(sorted(wanted.get(spec.key, ()))), []).append(spec)
-        for names, some in kinds.items():
-            if time.time() < deadline:
-                complete(some, study.data, study.store, {name: MEASURES[name] for name in names}, study.workers, device, deadline)
-            left = [spec for spec in some if study.store.get(spec) is None]
-            missing += left
-        log.info("%s: %d of %d runs are there, %.1f min left", name, sum(study.store.get(spec) is not None for spec in specs), len(specs),
-                 max(0.0, deadline - time.time()) / 60)
-    return missing
+    measures, chunks = study.measures(), by_worth(study, grids)
+    groups = [[(spec, measures.get(spec.key, {})) for spec in specs] for _, specs in chunks]
+    Schedule(groups, study.data, study.store, study.workers, device, time.time() + 60 * minutes).run()
+    for name, specs in chunks:
+        log.info("%s: %d of %d runs are there", name, sum(study.store.get(spec) is not None for spec in specs), len(specs))
+    return [spec for _, specs in chunks for spec in specs if study.store.get(spec) is None]
 
 
 def pack(study: Study, path: Path) -> int:

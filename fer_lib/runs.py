@@ -1,8 +1,8 @@
 """RunSpec -> Run: what makes a trained model what it is, and the store that never trains the same thing twice.
 
     spec = RunSpec(data=data.fingerprint, model="vgg16", recipe=RECIPES["fast"], seed=0)
-    run, = complete([spec], data, Store("results/reduced"))
-    run.logits("test_unmasked")            # float32 [n, 7]
+    execute(spec, data, store := Store("results/reduced"))     # or schedule.complete: several, parents first
+    store.get(spec).logits("test_unmasked")                    # float32 [n, 7]
 
 A run is a folder `runs/<key>/` of small files that live in git (spec.json, history.csv, metrics.json, logits.npz, measures.npz,
 machine.json) and one that does not (weights.safetensors). Folders from other machines merge by copying.
@@ -18,7 +18,7 @@ import time
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Callable, Iterable
+from typing import Callable
 
 import numpy as np
 import pandas as pd
@@ -185,6 +185,10 @@ class Store:
         path = self.runs / spec.key
         return Run(path, spec) if (path / "spec.json").exists() else None
 
+    def has_weights(self, spec: RunSpec) -> bool:
+        run = self.get(spec)
+        return run is not None and run.has_weights
+
     def all(self) -> list[Run]:
         """Every finished run, by name."""
         return [Run(f.parent, RunSpec.from_json(json.loads(f.read_text()))) for f in sorted(self.runs.glob("*/spec.json"))]
@@ -204,85 +208,15 @@ class Store:
         return found
 
 
-Measure = Callable[[Network, RunSpec, Dataset], dict[str, np.ndarray]]
-
-
-def complete(specs: Iterable[RunSpec], data: Dataset, store: Store, measures: dict[str, Measure] | None = None, workers: int = 1,
-             device: str | None = None, deadline: float | None = None) -> list[Run]:
-    """The runs of `specs` in their order, training only what the store lacks, parents first.
-
-    measures    {name: top-level function}: computed when a run ends and stored with it; a finished run that lacks one is loaded
-                (or, without weights, trained again) and measured then.
-    workers     processes at a time, each with an equal share of the cores' threads.
-    device      "cpu", "cuda", ...; None takes a GPU where there is one.
-    deadline    time.time() at which training stops, at the end of an epoch; what was not reached is None in the answer.
-    Raises ValueError when a spec belongs to other data.
-    """
-    specs, measures = list(specs), measures or {}
-    if wrong := [spec for spec in specs if spec.data != data.fingerprint]:
-        raise ValueError(f"{len(wrong)} specs were made for data {wrong[0].data}, not for {data.fingerprint}: build them from this data set.")
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    wanted = {spec.key: spec for spec in specs}
-    for wave in _waves(specs):
-        todo = [spec for spec in wave if _lacks(store, spec, measures if spec.key in wanted else {})]
-        for parent in {p.key: p for spec in todo if not _has_weights(store, spec) for p in spec.parents}.values():
-            if not _has_weights(store, parent):  # here, once: two workers would train it at the same time in one folder
-                _parent(parent, data, store, device)
-        _execute_all(todo, data, store, measures, {k for k in wanted}, workers, device, deadline)
-    return [store.get(spec) for spec in specs]
-
-
-def _waves(specs: list[RunSpec]) -> list[list[RunSpec]]:
-    """Specs and their parents in generations, parents first."""
-    depth: dict[str, int] = {}
-    known: dict[str, RunSpec] = {}
-
-    def place(spec: RunSpec) -> int:
-        known[spec.key] = spec
-        depth[spec.key] = max((place(parent) + 1 for parent in spec.parents), default=0)
-        return depth[spec.key]
-
-    for spec in specs:
-        place(spec)
-    return [[known[key] for key in known if depth[key] == d] for d in range(max(depth.values(), default=-1) + 1)]
-
-
-def _lacks(store: Store, spec: RunSpec, measures: dict) -> bool:
-    run = store.get(spec)
-    return run is None or any(not run.measured(name) for name in measures)
-
-
-def _has_weights(store: Store, spec: RunSpec) -> bool:
-    run = store.get(spec)
-    return run is not None and run.has_weights
-
-
-def _execute_all(todo, data, store, measures, wanted, workers, device, deadline) -> None:
-    began = time.perf_counter()
-    jobs = [(spec, measures if spec.key in wanted else {}) for spec in todo]
-
-    def done(count, key):
-        log.info("run %d of %d ended: %s (%.1f min so far)", count, len(jobs), key, (time.perf_counter() - began) / 60)
-
-    if workers == 1 or len(jobs) < 2:
-        for i, (spec, some) in enumerate(jobs):
-            done(i + 1, execute(spec, data, store, some, device, deadline=deadline))
-        return
-    from joblib import Parallel, delayed
-
-    threads = max(1, (os.cpu_count() or 1) // workers)
-    parallel = Parallel(n_jobs=workers, backend="loky", return_as="generator_unordered")
-    for i, key in enumerate(parallel(delayed(execute)(spec, data, store, some, device, threads, deadline) for spec, some in jobs)):
-        done(i + 1, key)
-
-
-def execute(spec: RunSpec, data: Dataset, store: Store, measures: dict[str, Measure] | None = None, device: str = "cpu",
+def execute(spec: RunSpec, data: Dataset, store: Store, measures: dict[str, Callable] | None = None, device: str = "cpu",
             threads: int | None = None, deadline: float | None = None) -> str:
     """Train one run (or load it), predict, measure, and put the folder into the store in one move. Returns its key.
 
+    The weights of its parents must be there. `measures` {name: function of network, spec and data} are stored with it.
+
     After `deadline` (time.time()) nothing is begun, and what is being trained stops at its checkpoint.
     """
-    if deadline is not None and (time.time() > deadline or any(store.get(parent) is None for parent in spec.parents)):
+    if deadline is not None and time.time() > deadline:
         return spec.key
     if threads:
         torch.set_num_threads(threads)
@@ -338,8 +272,8 @@ def _trained(spec, data, store, views, device, deadline=None):
     images = data.images(spec.variant)
     model = spec.build()
     if spec.start is not None:
-        model.load_state_dict(_parent(spec.start, data, store, device).state_dict())
-    teacher = None if spec.teacher is None else _parent(spec.teacher, data, store, device).requires_grad_(False)
+        model.load_state_dict(store.get(spec.start).model().state_dict())
+    teacher = None if spec.teacher is None else store.get(spec.teacher).model(device).requires_grad_(False)
     val_images, val_labels, priors = images[val], data.labels("val"), None
     if spec.variant in BOTH:
         val_images, val_labels = val_images.swapaxes(0, 1).reshape(-1, *val_images.shape[2:]), np.tile(val_labels, 2)
@@ -367,19 +301,10 @@ def _trained(spec, data, store, views, device, deadline=None):
     return model.eval(), history
 
 
-def _parent(spec: RunSpec, data, store, device) -> Network:
-    """A parent's trained network; its weights are not in git, so it may have to be trained again."""
-    run = store.get(spec)
-    if run is None or not run.has_weights:
-        execute(spec, data, store, device=device)
-        run = store.get(spec)
-    return run.model(device)
-
-
 def _views(spec, data, store, device) -> Views | None:
     if spec.perturb is None:
         return None
-    gate = _parent(spec.gate, data, store, device) if spec.gate is not None else None
+    gate = store.get(spec.gate).model(device) if spec.gate is not None else None
     images = torch.as_tensor(np.ascontiguousarray(data.images(spec.variant)[data.train_rows(spec.rows)])).to(device)
     return Views(spec.perturb, gate, images, data.scaling, spec.seed, data.landmarks.points[data.train_rows(spec.rows)])
 

@@ -29,7 +29,8 @@ from .dataset import Dataset, open_dataset
 from .measures import MEASURES
 from .objectives import CHANNELS, Term
 from .perturb import Perturb
-from .runs import Run, RunSpec, Store, complete, device_name, spec_versions
+from .runs import Run, RunSpec, Store, device_name, spec_versions
+from .schedule import Measure, Schedule, complete
 from .training import RECIPES, Recipe
 
 log = logging.getLogger(__name__)
@@ -303,12 +304,23 @@ class Study:
         per_seed = [GRIDS[grid](self.preset, self.data, seed) for seed in seeds]
         return {name: [specs[name] for specs in per_seed] for name in per_seed[0]}
 
+    def measures(self, grids: tuple[str, ...] = tuple(GRIDS)) -> dict[str, dict[str, Measure]]:
+        """What these grids need of their runs beside predictions: {key: {name: function}}."""
+        found: dict[str, dict[str, Measure]] = {}
+        for grid in grids:
+            for spec in self.flat(grid):
+                found.setdefault(spec.key, {}).update({name: MEASURES[name] for name in MEASURED.get(grid, ())})
+        return found
+
+    def flat(self, grid: str) -> list[RunSpec]:
+        """The specs of a grid, each once."""
+        return list({spec.key: spec for several in self.specs(grid).values() for spec in several}.values())
+
     def complete(self, grid: str) -> dict[str, list[Run]]:
         """Train what the store lacks of a grid, take its measures (MEASURED), and return {name: one run a seed}."""
-        specs, measures = self.specs(grid), MEASURED.get(grid, ())
-        flat = [spec for several in specs.values() for spec in several]
-        runs = {run.key: run for run in complete(flat, self.data, self.store, {m: MEASURES[m] for m in measures}, self.workers)}
-        return {name: [runs[spec.key] for spec in several] for name, several in specs.items()}
+        flat, measures = self.flat(grid), {name: MEASURES[name] for name in MEASURED.get(grid, ())}
+        runs = {run.key: run for run in complete(flat, self.data, self.store, measures, self.workers)}
+        return {name: [runs[spec.key] for spec in several] for name, several in self.specs(grid).items()}
 
     def finished(self, grid: str) -> dict[str, list[Run]]:
         """The runs of a grid that the store holds, by name; trains nothing. "*" gives {grid: its runs}."""
@@ -407,6 +419,7 @@ def run_study(preset: str = "smoke", data: str = "", results: str = "", votes: s
     """Run the notebooks in order, one kernel each, up to the first that fails; the arguments are those of `open_study`.
 
     only        numbers or names of notebooks; () is all of them
+    What the store lacks is trained beside, by worker processes: a notebook begins when its runs are there, those of the next ones go on.
     Writes executed copies without anything of this machine into notebooks/ of the study's folder (into notebooks/faces/, which git
     ignores, where they show individual faces of a real data set), manifest.json and, at the end, the page of the whole study,
     report.html (likewise in faces/). Finished runs are never trained again.
@@ -424,13 +437,16 @@ def run_study(preset: str = "smoke", data: str = "", results: str = "", votes: s
     folder = study.root / "notebooks" / ("faces" if private else "")
     folder.mkdir(parents=True, exist_ok=True)
     state = {"commit": _git("rev-parse", "HEAD"), "clean": _git("status", "--porcelain", "--", ".", ":!results") == ""}
-    with tempfile.TemporaryDirectory() as scratch, _kernel_of_this_python(Path(scratch)):
+    with tempfile.TemporaryDirectory() as scratch, _kernel_of_this_python(Path(scratch)), _training(study, todo) as schedule:
         for i, notebook in enumerate(todo):
+            while awaited := {spec.key for spec in used(study, _grids(notebook))} & schedule.open:
+                log.info("%s waits for %d runs", notebook.stem, len(awaited))
+                while awaited & schedule.open:
+                    time.sleep(0.2)
             log.info("%s begins (%d of %d)", notebook.stem, i + 1, len(todo))
             began, entry = time.perf_counter(), dict(state)
             try:
-                with _telling(study.store, _missing(study, notebook.stem[:2])):
-                    _execute(notebook, parameters, Path(scratch), folder)
+                _execute(notebook, parameters, Path(scratch), folder)
             except BaseException as error:
                 entry["failed"] = without_paths(str(error) or type(error).__name__, parameters)
                 raise
@@ -542,9 +558,9 @@ def _make_portable(notebook, parameters: dict) -> None:
                 output.data = {kind: clean(value) if kind.startswith("text/") else value for kind, value in output.data.items()}
 
 
-def _missing(study: Study, number: str) -> set[str]:
-    """Keys of the runs, parents too, that a notebook will train."""
-    return {spec.key for spec in used(study, tuple(name for name in GRIDS if name[:2] == number)) if study.store.get(spec) is None}
+def _grids(notebook: Path) -> tuple[str, ...]:
+    """The grids of a notebook."""
+    return tuple(name for name in GRIDS if name[:2] == notebook.stem[:2])
 
 
 def used(study: Study, grids: tuple[str, ...] = tuple(GRIDS)) -> list[RunSpec]:
@@ -557,43 +573,38 @@ def used(study: Study, grids: tuple[str, ...] = tuple(GRIDS)) -> list[RunSpec]:
         found.setdefault(spec.key, spec)
 
     for grid in grids:
-        for several in study.specs(grid).values():
-            for spec in several:
-                add(spec)
+        for spec in study.flat(grid):
+            add(spec)
     return list(found.values())
 
 
 @contextmanager
-def _telling(store: Store, missing: set[str]):
-    """Log what the kernel's runs do: a line for every 10 % of a run, at most one in 30 s, and one when it ends."""
-    told = {key: (row["epoch"], time.monotonic()) for key, row in store.progress().items()}
-    ended = {path.parent.name for path in store.runs.glob("*/spec.json")}
-    stop = threading.Event()
-    teller = threading.Thread(target=_tell, args=(store, missing, told, ended, stop), daemon=True)
-    teller.start()
+def _training(study: Study, notebooks: list[Path]):
+    """Train what these notebooks lack while they run, and tell how far it is."""
+    measures = study.measures(tuple(grid for notebook in notebooks for grid in _grids(notebook)))
+    groups = [[(spec, measures.get(spec.key, {})) for spec in used(study, _grids(notebook))] for notebook in notebooks]
+    schedule = Schedule(groups, study.data, study.store, study.workers)
+    threads = [threading.Thread(target=schedule.run, daemon=True), threading.Thread(target=_tell, args=(study.store, schedule), daemon=True)]
+    for thread in threads:
+        thread.start()
     try:
-        yield
+        yield schedule
     finally:
-        stop.set()
-        teller.join()
+        schedule.stop()
+        for thread in threads:
+            thread.join()
 
 
-def _tell(store: Store, missing: set[str], told: dict[str, tuple[int, float]], ended: set[str], stop: threading.Event) -> None:
-    last = False
-    while not last:
-        last = stop.wait(2)
+def _tell(store: Store, schedule: Schedule) -> None:
+    """Log how far training is: a line for every 10 % of a run, at most one in 30 s."""
+    told = {key: (row["epoch"], time.monotonic()) for key, row in store.progress().items()}
+    while not schedule.stopped.wait(2):
         for key, row in store.progress().items():
             epoch, at = told.setdefault(key, (0, time.monotonic()))
             if 10 * row["epoch"] // row["epochs"] > 10 * epoch // row["epochs"] and time.monotonic() - at >= 30:
                 told[key] = (row["epoch"], time.monotonic())
                 log.info("    %s: epoch %d of %d, validation accuracy %.1f %%, about %.1f min left", key, row["epoch"], row["epochs"],
                          100 * row["val_accuracy"], (row["epochs"] - row["epoch"]) * row["seconds"] / 60)
-        fresh = [path.parent for path in store.runs.glob("*/spec.json") if path.parent.name not in ended]
-        for path in sorted(fresh, key=lambda path: path.stat().st_mtime):
-            ended.add(path.name)
-            seconds = json.loads((path / "machine.json").read_text())["seconds"]
-            log.info("    %s ended after %.1f min%s", path.name, seconds / 60,
-                     f" ({len(missing & ended)} of {len(missing)})" if path.name in missing else "")
 
 
 def _git(*words: str) -> str | None:

@@ -17,7 +17,7 @@ from PIL import Image
 from fer_lib import study
 from fer_lib.__main__ import main
 from fer_lib.runs import stored_metrics
-from fer_lib.study import _telling, declared, find_notebooks, open_study, to_csv, used, without_paths
+from fer_lib.study import declared, find_notebooks, open_study, to_csv, used, without_paths
 from fer_lib.tables import TABLES, Table
 
 PARAMETERS = """preset = "smoke"
@@ -32,8 +32,9 @@ show_faces = True"""
 
 @pytest.fixture(autouse=True)
 def small(monkeypatch, tmp_path):
-    """A smoke preset of few faces, no data in the environment, notebooks in a folder of their own."""
+    """A smoke preset of few faces, no data in the environment, notebooks in a folder of their own that need no runs."""
     monkeypatch.delenv("FER2013", raising=False)
+    monkeypatch.setattr(study, "_grids", lambda notebook: ())
     monkeypatch.setitem(study.PRESETS, "smoke", replace(study.PRESETS["smoke"], sizes=(70, 35, 35)))
     (tmp_path / "made_up").mkdir()
     monkeypatch.setattr(study.run_study, "__defaults__", (*study.run_study.__defaults__[:-1], tmp_path / "made_up"))
@@ -99,6 +100,17 @@ def test_run_stops_at_the_failing_cell_and_names_it(tmp_path, capsys):
     assert {path.name for path in Path("out/smoke/notebooks").iterdir()} == {"01_good.ipynb", "02_bad.ipynb"}
     manifest = json.loads(Path("out/smoke/manifest.json").read_text())
     assert list(manifest["notebooks"]) == ["01_good", "02_bad"] and "failed" not in manifest["notebooks"]["02_bad"]
+
+
+def test_a_notebook_begins_when_its_runs_are_there(monkeypatch, caplog):
+    monkeypatch.setattr(study, "_grids", lambda notebook: ("03_seeds",) if notebook.stem == "03_needs" else ())
+    write("01_first", "1")
+    write("03_needs", "from fer_lib.study import Store\nrun, = Store(f'{results}/smoke').all()\nassert run.measured('attention')")
+    caplog.set_level(logging.INFO, "fer_lib")
+    assert main(["run", "--results", "out"]) == 0
+    said = [record.getMessage() for record in caplog.records]
+    ended, = (i for i, line in enumerate(said) if line.startswith("run 1 of 1 ended: vgg16-unmasked-s0-"))
+    assert said.index("01_first begins (1 of 2)") < said.index("03_needs begins (2 of 2)") and ended < said.index("03_needs begins (2 of 2)")
 
 
 def test_run_tells_a_kernel_that_died(capsys):
@@ -258,14 +270,6 @@ def test_runs_lists_finished_begun_and_missing(stored, capsys):
     assert lines[finished][1] == "finished" and "1.5" in lines[finished]
     assert lines[begun][1:5] == ["begun", "2", "of", "3"] and lines[missing][1] == "missing"
     assert f"1 finished, 1 begun, {len(used(stored)) - 2} missing in out/smoke; the finished ones took 1.5 min." in said
-
-
-def test_driver_tells_a_run_that_ends_while_it_listens(stored, caplog, tmp_path):
-    run, = stored.store.all()
-    elsewhere = run.path.rename(tmp_path / run.key)
-    with caplog.at_level(logging.INFO, "fer_lib"), _telling(stored.store, {run.key, "another"}):
-        elsewhere.rename(run.path)
-    assert [record.getMessage().strip() for record in caplog.records] == [f"{run.key} ended after 1.5 min (1 of 2)"]
 
 
 def test_runs_without_data_lists_what_is_stored(stored, capsys):

@@ -1,4 +1,4 @@
-"""Runs and their store: keys, what is trained and what is not, parents, measures, interruption, workers, errors."""
+"""Runs and their store: keys, what is trained and what is not, parents, measures, interruption, errors."""
 import json
 import multiprocessing
 import os
@@ -15,7 +15,8 @@ from fer_lib.dataset import Dataset, open_dataset
 from fer_lib.fer2013 import Votes
 from fer_lib.objectives import Term
 from fer_lib.perturb import Perturb
-from fer_lib.runs import FILES, RunSpec, Store, complete, execute, spec_versions, stored_metrics
+from fer_lib.runs import FILES, RunSpec, Store, execute, spec_versions, stored_metrics
+from fer_lib.schedule import complete
 from fer_lib.training import RECIPES, Recipe
 
 PLAIN = ["val_unmasked", "val_masked", "test_unmasked", "test_masked"]
@@ -352,20 +353,17 @@ def test_a_run_without_weights_is_trained_again_only_to_be_measured(own, store, 
     assert trained == [run.key] and same_weights(run, store.get(family["baseline"])) and {p.name for p in run.path.iterdir()} == set(FILES)
 
 
-def test_a_parent_without_weights_is_trained_again_once_before_its_children(own, store, family, data, trained, monkeypatch):
+def test_a_parent_without_weights_is_trained_again_once_before_its_children(own, store, family, data, trained):
     gate = own.get(family["gate"])
     (gate.path / "weights.safetensors").unlink()
-    real, had = runs._execute_all, []
-    monkeypatch.setattr(runs, "_execute_all", lambda todo, *rest: (had.append((len(todo), gate.has_weights)), real(todo, *rest))[1])
     children = [replace(family["scheme"], seed=seed, perturb=Perturb("thirds")) for seed in (1, 2)]
     complete(children, data, own)
     assert trained == [gate.key, *(child.key for child in children)]
-    assert had[-1] == (2, True)  # else two workers would train it at the same time, in one folder
     assert same_weights(gate, store.get(family["gate"])) and {p.name for p in gate.path.iterdir()} == set(FILES)
     assert not list(own.training.iterdir())
 
 
-# --- interruption and workers ---
+# --- interruption ---
 
 def die(*_):
     os.kill(os.getpid(), signal.SIGKILL)
@@ -399,14 +397,3 @@ def test_a_killed_run_is_completed_bit_equal_to_one_left_alone(killed, family, d
     assert run.history.epoch.tolist() == [1, 2, 3, 4]
     assert same_logits(run, straight) and same_weights(run, straight) and run.history.equals(straight.history)
     assert run.metrics == straight.metrics and {p.name for p in run.path.iterdir()} == set(FILES) and not list(store.training.iterdir())
-
-
-def test_two_workers_give_the_logits_of_one(store, family, data, tmp_path, monkeypatch):
-    from joblib.externals.loky import get_reusable_executor
-
-    monkeypatch.setattr(os, "cpu_count", lambda: 2)  # one thread each
-    specs = [family["baseline"], family["gate"]]
-    found = complete(specs, data, Store(tmp_path), workers=2)
-    get_reusable_executor().shutdown(wait=True)
-    assert [run.spec for run in found] == specs and all(run.machine["threads"] == 1 for run in found)
-    assert all(same_logits(run, store.get(run.spec)) and same_weights(run, store.get(run.spec)) for run in found)

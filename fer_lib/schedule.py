@@ -1,0 +1,230 @@
+"""Which run is trained when: parents before children, several at a time, the longest chains first; a worker that dies costs one run.
+
+    run, = complete([spec], data, Store("results/reduced"), workers=2)
+"""
+import logging
+import os
+import threading
+import time
+from concurrent.futures import FIRST_COMPLETED, Future, wait
+from dataclasses import dataclass, field
+from functools import lru_cache
+from typing import Callable, Iterable
+
+import numpy as np
+import torch
+
+from .dataset import Dataset
+from .faces import SIZE
+from .models import Network, build_model
+from .runs import Run, RunSpec, Store, execute
+
+log = logging.getLogger(__name__)
+
+Measure = Callable[[Network, RunSpec, Dataset], dict[str, np.ndarray]]
+TRIES = 2  # a run whose worker died is begun once more, from its checkpoint
+
+
+def complete(specs: Iterable[RunSpec], data: Dataset, store: Store, measures: dict[str, Measure] | None = None, workers: int = 1,
+             device: str | None = None) -> list[Run]:
+    """The runs of `specs` in their order, training only what the store lacks, parents first.
+
+    measures    {name: top-level function}: computed when a run ends and stored with it; a finished run that lacks one is loaded
+                (or, without weights, trained again) and measured then.
+    workers     processes at a time, each with an equal share of the cores' threads; 1 trains in this process.
+    device      "cpu", "cuda", ...; None takes a GPU where there is one.
+    Raises ValueError when a spec belongs to other data, and whatever stopped a run, once every other run has ended.
+    """
+    specs = list(specs)
+    schedule = Schedule([[(spec, measures or {}) for spec in specs]], data, store, workers, device)
+    schedule.run(here=workers == 1)
+    for key, error in schedule.failed.items():
+        error.add_note(f"It stopped {key}.")
+        raise error
+    return [store.get(spec) for spec in specs]
+
+
+@dataclass
+class Job:
+    """A run that is to be trained, or only measured."""
+
+    spec: RunSpec
+    measures: dict[str, Measure]
+    group: int
+    parents: set[str] = field(default_factory=set)  # keys of the jobs it waits for
+    chain: float = 0.0                              # what it costs with the longest chain of those that wait for it
+    tries: int = 0
+
+
+class Schedule:
+    """What a store lacks of some runs, and its execution; `open` are the keys that have neither ended nor failed.
+
+    groups      lists of (spec, measures) in order of worth: a group's runs begin before those of the next, the longest chain first
+    deadline    time.time() after which nothing is begun and what is being trained stops at its checkpoint
+    The others as in `complete`.
+    """
+
+    def __init__(self, groups: list[list[tuple[RunSpec, dict[str, Measure]]]], data: Dataset, store: Store, workers: int = 1,
+                 device: str | None = None, deadline: float | None = None):
+        specs = [spec for group in groups for spec, _ in group]
+        if wrong := [spec for spec in specs if spec.data != data.fingerprint]:
+            raise ValueError(f"{len(wrong)} specs were made for data {wrong[0].data}, not for {data.fingerprint}: build them from this data set.")
+        self.data, self.store, self.workers, self.deadline = data, store, workers, deadline
+        self.device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+        self.jobs, self.failed, self.stopped = _jobs(groups, store), {}, threading.Event()
+        self.open = set(self.jobs)
+
+    def run(self, here: bool = False) -> None:
+        """Execute all of it, in worker processes or `here`, in this one. An error is kept in `failed` and costs only the runs that wait for it."""
+        waiting, running, began = dict(self.jobs), {}, time.perf_counter()
+        pool = _Here(self) if here or not waiting else _Processes(self)
+        try:
+            while not self.stopped.is_set():
+                ready = sorted((job for job in waiting.values() if not job.parents & self.open), key=lambda job: (job.group, -job.chain))
+                for job in ready[:pool.slots - len(running)]:
+                    running[pool.submit(waiting.pop(job.spec.key))] = job
+                if not running:
+                    break
+                for future in wait(running, 0.5, FIRST_COMPLETED)[0]:
+                    job = running.pop(future)
+                    key, error = job.spec.key, future.exception()
+                    if pool.freed(future) and job.tries < TRIES:
+                        log.warning("The worker of %s died: it is begun again from its checkpoint.", key)
+                        waiting[key] = job
+                        continue
+                    self.open.discard(key)
+                    if error is not None:
+                        self.failed[key] = error
+                        log.warning("%s stopped: %s: %s", key, type(error).__name__, error)
+                    elif self.store.get(job.spec) is not None:
+                        log.info("run %d of %d ended: %s (%.1f min so far)", len(self.jobs) - len(self.open), len(self.jobs), key,
+                                 (time.perf_counter() - began) / 60)
+                    if not self.store.has_weights(job.spec):
+                        for lost in _waiting_for(key, waiting):
+                            self.open.discard(lost)
+                            del waiting[lost]
+        finally:
+            pool.close(kill=bool(running))
+            self.open.clear()
+
+    def stop(self) -> None:
+        """End it within a second, from another thread; what is being trained stays at its last checkpoint."""
+        self.stopped.set()
+
+
+def _jobs(groups, store: Store) -> dict[str, Job]:
+    wanted: dict[str, dict[str, Measure]] = {}
+    for spec, measures in (one for group in groups for one in group):
+        wanted.setdefault(spec.key, {}).update(measures)
+    jobs: dict[str, Job] = {}
+
+    def add(spec: RunSpec, group: int, weights: bool) -> None:
+        run, measures = store.get(spec), wanted.get(spec.key, {})
+        trained = run is not None and run.has_weights
+        if spec.key in jobs or trained >= weights and run is not None and all(run.measured(name) for name in measures):
+            return
+        for parent in spec.parents if not trained else ():
+            add(parent, group, weights=True)
+        jobs[spec.key] = Job(spec, measures, group, {parent.key for parent in spec.parents if not trained and parent.key in jobs})
+
+    for group, several in enumerate(groups):
+        for spec, _ in several:
+            add(spec, group, weights=False)
+    for key, job in reversed(jobs.items()):  # children stand after their parents
+        job.chain += _cost(job.spec)
+        for parent in job.parents:
+            jobs[parent].chain = max(jobs[parent].chain, job.chain)
+    return jobs
+
+
+def _cost(spec: RunSpec) -> float:
+    """What a run takes beside others, by its network's multiplications and its epochs."""
+    held = 1.4 if spec.objective == "privileged" else 1.0  # the double backward
+    return held * (spec.recipe.epochs + 0.5) * _multiplications(spec.model, spec.width, spec.depth, spec.stem, spec.attention)
+
+
+@lru_cache
+def _multiplications(*network) -> int:
+    from torch.utils.flop_counter import FlopCounterMode
+
+    with torch.device("meta"), torch.no_grad(), FlopCounterMode(display=False) as counter:
+        build_model(*network).eval()(torch.empty(1, 1, SIZE, SIZE))
+    return counter.get_total_flops()
+
+
+def _waiting_for(key: str, waiting: dict[str, Job]) -> list[str]:
+    """Keys of the jobs that wait for a run, or for one that does."""
+    found = [key]
+    for name, job in waiting.items():  # children stand after their parents
+        if job.parents & set(found):
+            found.append(name)
+    return found[1:]
+
+
+class _Here:
+    """Runs one after the other in this process."""
+
+    slots = 1
+
+    def __init__(self, schedule: Schedule):
+        self.schedule = schedule
+
+    def submit(self, job: Job) -> Future:
+        future, plan = Future(), self.schedule
+        try:
+            future.set_result(execute(job.spec, plan.data, plan.store, job.measures, plan.device, deadline=plan.deadline))
+        except Exception as error:
+            future.set_exception(error)
+        return future
+
+    def freed(self, future: Future) -> bool:
+        return False
+
+    def close(self, kill: bool) -> None:
+        pass
+
+
+class _Processes:
+    """Worker processes, each in a pool of its own, so that one that dies takes nothing but its run along. They get the data set once."""
+
+    def __init__(self, schedule: Schedule):
+        self.slots, self.idle, self.busy = min(schedule.workers, len(schedule.jobs)), [], {}
+        threads = max(1, (os.cpu_count() or 1) // schedule.workers)
+        self.given = (schedule.data, schedule.store, schedule.device, threads, schedule.deadline)
+
+    def submit(self, job: Job) -> Future:
+        from loky import ProcessPoolExecutor
+
+        job.tries += 1
+        process = self.idle.pop() if self.idle else ProcessPoolExecutor(1, timeout=None, initializer=_begin, initargs=self.given)
+        future = process.submit(_execute, job.spec, job.measures)
+        self.busy[future] = process
+        return future
+
+    def freed(self, future: Future) -> bool:
+        """Take the process of a future that is done back; True when it died."""
+        from concurrent.futures.process import BrokenProcessPool
+
+        process, died = self.busy.pop(future), isinstance(future.exception(), BrokenProcessPool)
+        if died:
+            process.shutdown(kill_workers=True)
+        else:
+            self.idle.append(process)
+        return died
+
+    def close(self, kill: bool) -> None:
+        for process in [*self.idle, *self.busy.values()]:
+            process.shutdown(kill_workers=kill)
+
+
+_GIVEN: tuple = ()  # in a worker: data, store, device, threads, deadline
+
+
+def _begin(*given) -> None:
+    global _GIVEN
+    _GIVEN = given
+
+
+def _execute(spec: RunSpec, measures: dict[str, Measure]) -> str:
+    data, store, device, threads, deadline = _GIVEN
+    return execute(spec, data, store, measures, device, threads, deadline)

@@ -1,0 +1,133 @@
+"""Schedules: order, several workers, what an error and what a worker's death cost."""
+import os
+import signal
+import threading
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from fer_lib.dataset import Dataset, open_dataset
+from fer_lib.perturb import Perturb
+from fer_lib.runs import RunSpec, Store, spec_versions
+from fer_lib.schedule import Schedule, _jobs, complete
+from fer_lib.training import Recipe
+
+
+@pytest.fixture(scope="module")
+def data() -> Dataset:
+    return open_dataset(None, (70, 21, 21))
+
+
+@pytest.fixture(scope="module")
+def spec(data) -> RunSpec:
+    recipe = Recipe("tiny", epochs=2, batch=32, lr=0.02, ema=0.9, test="single", precision="fp32")
+    return RunSpec(data=data.fingerprint, model="vgg16", width=0.1, depth=8, recipe=recipe, versions=spec_versions(data))
+
+
+def seen(model, spec, data):
+    """A measure that leaves the worker's number."""
+    return {"process": np.array(os.getpid())}
+
+
+def fails(model, spec, data):
+    raise RuntimeError("this measure does not work")
+
+
+def dies_once(model, spec, data):
+    """Kill the worker of seed 1 when it comes here first."""
+    mark = Path(os.environ["FER_TEST_MARK"])
+    if spec.seed == 1 and not mark.exists():
+        mark.touch()
+        os.kill(os.getpid(), signal.SIGKILL)
+    return {"tries": np.array(1)}
+
+
+def dies(model, spec, data):
+    if spec.seed == 1:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return {"tries": np.array(1)}
+
+
+# --- what is done, and in which order ---
+
+def test_the_longest_chain_goes_first_and_groups_before_length(spec, tmp_path):
+    gate = replace(spec, attention="input", recipe=replace(spec.recipe, epochs=1))
+    child = replace(spec, perturb=Perturb(), gate=gate)
+    long, short = replace(spec, recipe=replace(spec.recipe, epochs=9), seed=3), replace(spec, seed=4)
+    jobs = _jobs([[(s, {}) for s in (short, child, long)]], Store(tmp_path))
+    assert jobs[child.key].parents == {gate.key} and list(jobs).index(gate.key) < list(jobs).index(child.key)
+    assert jobs[long.key].chain > jobs[gate.key].chain > jobs[child.key].chain >= jobs[short.key].chain  # the gate with its child
+    assert _jobs([[(short, {})], [(long, {})]], Store(tmp_path))[long.key].group == 1
+    wide = replace(spec, width=0.5)
+    assert _jobs([[(wide, {})]], Store(tmp_path))[wide.key].chain > 10 * jobs[short.key].chain
+
+
+def test_measures_that_several_groups_want_of_a_run_are_all_taken(spec, data, tmp_path):
+    store = Store(tmp_path)
+    Schedule([[(spec, {})], [(spec, {"seen": seen})]], data, store, device="cpu").run(here=True)
+    assert store.get(spec).measured("seen")["process"] == os.getpid()
+
+
+def test_an_error_costs_the_runs_that_wait_for_it_and_no_other(spec, data, tmp_path):
+    gate = replace(spec, attention="input", recipe=replace(spec.recipe, epochs=1))
+    child, grandchild = replace(spec, perturb=Perturb(), gate=gate), replace(spec, start=replace(spec, perturb=Perturb(), gate=gate), seed=9)
+    other, store = replace(spec, seed=2), Store(tmp_path)
+    schedule = Schedule([[(gate, {"fails": fails}), (child, {}), (grandchild, {}), (other, {})]], data, store, device="cpu")
+    assert schedule.open == {one.key for one in (gate, child, grandchild, other)}
+    schedule.run(here=True)
+    assert list(schedule.failed) == [gate.key] and not schedule.open
+    assert [store.get(one) is not None for one in (gate, child, grandchild, other)] == [False, False, False, True]
+    with pytest.raises(RuntimeError, match="does not work") as raised:
+        complete([gate], data, store, {"fails": fails})
+    assert raised.value.__notes__ == [f"It stopped {gate.key}."]
+
+
+def test_nothing_begins_after_the_deadline(spec, data, tmp_path):
+    schedule = Schedule([[(spec, {})]], data, Store(tmp_path), device="cpu", deadline=time.time() - 1)
+    schedule.run(here=True)
+    assert not schedule.failed and not schedule.open and not (tmp_path / "runs").exists()
+
+
+# --- workers ---
+
+def test_two_workers_give_the_logits_of_one(spec, data, tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "cpu_count", lambda: 2)  # one thread each
+    specs = [spec, replace(spec, seed=1), replace(spec, seed=2)]
+    found = complete(specs, data, Store(tmp_path / "two"), {"seen": seen}, workers=2, device="cpu")
+    assert [run.spec for run in found] == specs and all(run.machine["threads"] == 1 for run in found)
+    assert len({int(run.measured("seen")["process"]) for run in found}) == 2  # two processes for three runs
+    alone = complete(specs, data, Store(tmp_path / "one"), device="cpu")
+    assert all((a.logits(name) == b.logits(name)).all() for a, b in zip(found, alone) for name in ("val_unmasked", "test_masked"))
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="a process is killed")
+def test_a_dead_worker_costs_a_second_try_of_its_run_and_nothing_else(spec, data, tmp_path, monkeypatch, caplog):
+    monkeypatch.setenv("FER_TEST_MARK", str(tmp_path / "mark"))
+    specs = [replace(spec, seed=seed) for seed in range(3)]
+    found = complete(specs, data, Store(tmp_path / "runs"), {"tries": dies_once}, workers=2, device="cpu")
+    assert all(run.measured("tries") for run in found) and caplog.text.count("died") == 1 and specs[1].key in caplog.text
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="a process is killed")
+def test_a_run_whose_worker_dies_twice_is_given_up_and_the_grid_is_not(spec, data, tmp_path):
+    specs, store = [replace(spec, seed=seed) for seed in range(3)], Store(tmp_path)
+    with pytest.raises(Exception) as raised:
+        complete(specs, data, store, {"tries": dies}, workers=2, device="cpu")
+    assert specs[1].key in raised.value.__notes__[0]
+    assert [store.get(one) is not None for one in specs] == [True, False, True] and store.interrupted() == {specs[1].key: 2}
+
+
+def test_a_schedule_that_is_stopped_leaves_a_checkpoint(spec, data, tmp_path):
+    long, store = replace(spec, recipe=replace(spec.recipe, epochs=2000)), Store(tmp_path)
+    schedule = Schedule([[(long, {})]], data, store, device="cpu")
+    thread = threading.Thread(target=schedule.run)
+    thread.start()
+    while not store.interrupted():
+        assert thread.is_alive()
+        time.sleep(0.1)
+    schedule.stop()
+    thread.join(10)
+    assert not thread.is_alive() and store.interrupted()[long.key] >= 1 and store.get(long) is None
