@@ -60,18 +60,19 @@ def _under_mask(id_: int, grid: str, name: str, emotion: str, relative: bool = F
     CLAIMS[id_] = values
 
 
+def _measured_changes(grid: Runs, measure: str, a: str, b: str, cell: Callable[[Run], pd.Series | dict], value: str) -> Values:
+    """Differences of a stored measure, arm b minus arm a, and of how many faces: `cell` gives a run's values, among them n."""
+    known = {name: [run for run in grid.get(name, []) if run.measured(measure)] for name in (a, b)}
+    n = int(cell(known[a][0])["n"]) if known[a] else 0
+    return _changes(known, a, b, lambda run: cell(run)[value]), n
+
+
 def _ablated(id_: int, a: str, b: str, emotion: str, region: str) -> None:
     """A claim on what region ablation (grey, control subtracted) costs p(label) of an emotion, arm b against arm a."""
-    def values(runs, data):
-        def cell(run):
-            frame = unpack("unmasked_mean", run.measured("regions"), ("emotion", "region")).set_index(["emotion", "region"])
-            return frame.loc[(emotion, region)]
+    def cell(run):
+        return unpack("unmasked_mean", run.measured("regions"), ("emotion", "region")).set_index(["emotion", "region"]).loc[(emotion, region)]
 
-        known = {name: [run for run in runs["06_seeds"].get(name, []) if run.measured("regions")] for name in (a, b)}
-        n = int(cell(known[a][0])["n"]) if known[a] else 0
-        return _changes(known, a, b, lambda run: cell(run)["difference_p"]), n
-
-    CLAIMS[id_] = values
+    CLAIMS[id_] = lambda runs, data: _measured_changes(runs["06_seeds"], "regions", a, b, cell, "difference_p")
 
 
 def _enriched(id_: int, feature: str) -> None:
@@ -137,26 +138,20 @@ def _ensemble_gain(runs: dict[str, Runs], data: Dataset) -> Values:
 
 def _in_low_light(runs: dict[str, Runs], data: Dataset) -> Values:
     """Mean accuracy over emotions and all levels of darkening, scheme minus baseline."""
-    def levels(run):
-        return unpack("darkening", run.measured("robustness"), ("level", "emotion"))
+    def cell(run):
+        frame = unpack("darkening", run.measured("robustness"), ("level", "emotion"))
+        everyone = frame["emotion"] == "all"
+        return {"n": frame[everyone]["n"].iloc[0], "accuracy": frame[(frame["level"].astype(float) < 1) & ~everyone]["accuracy"].mean()}
 
-    def score(run):
-        frame = levels(run)
-        return frame[(frame["level"].astype(float) < 1) & (frame["emotion"] != "all")]["accuracy"].mean()
-
-    known = {name: [run for run in several if run.measured("robustness")] for name, several in runs["06_seeds"].items()}
-    n = int(levels(known["vgg16 unmasked"][0]).query("emotion == 'all'")["n"].iloc[0]) if known.get("vgg16 unmasked") else 0
-    return _changes(known, "vgg16 unmasked", "vgg16 perturb", score), n
+    return _measured_changes(runs["06_seeds"], "robustness", "vgg16 unmasked", "vgg16 perturb", cell, "accuracy")
 
 
 def _on_landmarks(runs: dict[str, Runs], data: Dataset) -> Values:
     """Cosine of attribution and landmark prior, the attribution that the loss trains: held by the mean of channels minus cross-entropy."""
-    def cosines(run):
+    def cell(run):
         return unpack("cosine", run.measured("alignment"), ("method", "emotion")).set_index(["method", "emotion"]).loc[(ALIGNED[0], "all")]
 
-    known = {name: [run for run in several if run.measured("alignment")] for name, several in runs["08"].items()}
-    n = int(cosines(known["resnet mean"][0])["n"]) if known.get("resnet mean") else 0
-    return _changes(known, "resnet cross-entropy", "resnet mean", lambda run: cosines(run)["value"]), n
+    return _measured_changes(runs["08"], "alignment", "resnet cross-entropy", "resnet mean", cell, "value")
 
 
 CLAIMS |= {13: _holds_features, 22: _ensemble_gain, 28: _in_low_light, 37: _on_landmarks}
@@ -184,12 +179,14 @@ def claims(runs: dict[str, Runs], data: Dataset) -> pd.DataFrame:
 PAPERS = {"P": "Leaving Some Facial Features Behind", "M": "Masked-FER paradigms (MSD-E)", "A": "Privileged Attribution Loss"}
 
 
+def points(value: float) -> str:
+    """A difference of fractions in points, "" where there is none."""
+    return f"{100 * value:+.1f}" if np.isfinite(value) else ""
+
+
 def readable(ledger: pd.DataFrame) -> str:
     """The ledger as a Markdown table, differences in points: what the README and the report show. `ledger` as `claims` gives it or as read from
     its CSV; claims without a run of their own are counted below."""
-    def points(value: float, factor: float = 100) -> str:
-        return f"{factor * value:+.1f}" if np.isfinite(value) else ""
-
     lines = ["| claim (where) | published | ours | 95 % over seeds | seeds | verdict |", "|---|---|---|---|---|---|"]
     tested = ledger[ledger["seeds"] > 0]
     for claim in tested.to_dict("records"):

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from .augment import to_float
+from .augment import standardise, to_float
 from .faces import EMOTIONS, SIZE, Faces
 from .fer2013 import Votes, load, maskfer_rows, votes
 from .landmarks import HOW, REGIONS, Landmarks, for_faces, heatmaps, region_masks
@@ -23,6 +23,7 @@ from .pairs import holds_pairs, read_pairs
 from .synthetic import SYNTHETIC_VERSION, Synthetic, make_faces
 
 TRAIN_ROWS = ("all", "unleaked")
+LEAST_IN_MEAN = 20                 # faces of real people in a picture of their mean: one of a few would show them
 VARIANTS = ("unmasked", "masked")  # what every network is tested on
 BOTH = ("mixed", "pairs")          # what one may be trained on besides: each face unmasked or masked by chance, or both pictures of it
 # And trained and tested on besides: faces without a region, and without the same shape at a random place.
@@ -51,6 +52,14 @@ class Dataset:
         if variant in OCCLUDED:
             return self._occluded(*variant.split("_", 1))
         return self.faces.images if variant == "unmasked" else self.masked
+
+    def inputs(self, index: np.ndarray, variant: str = "unmasked", device: str | torch.device = "cpu") -> torch.Tensor:
+        """What a network is fed of the faces at `index`: float32 (n, 1, 48, 48), standardised."""
+        return self.standardised(self.images(variant)[index], device)
+
+    def standardised(self, images: np.ndarray, device: str | torch.device = "cpu") -> torch.Tensor:
+        """Any grey pictures, uint8 [n, 48, 48], as these networks are fed: float32 (n, 1, 48, 48)."""
+        return standardise(to_float(torch.as_tensor(np.ascontiguousarray(images)).to(device)), self.scaling)
 
     def _occluded(self, kind: str, region: str) -> np.ndarray:
         found, generator = [], torch.Generator().manual_seed(0)
@@ -132,11 +141,11 @@ class Dataset:
     def mean_faces(self, variant: str, split: str = "test", move: Callable = lambda images, points: images) -> np.ndarray:
         """Mean face of each emotion over the split's clean rows, float32 [7, 48, 48] in 0..255: what is shown in git in place of people.
 
-        `move` (images [n, 48, 48], points [n, 68, 2] -> images) first brings faces to one place. An emotion with fewer than 20 faces of real
-        people stays grey (127): a mean of a few would show them.
+        `move` (images [n, 48, 48], points [n, 68, 2] -> images) first brings faces to one place. An emotion with fewer than LEAST_IN_MEAN faces of
+        real people stays grey (127).
         """
         here, images = self.faces.where(split)[self.faces.clean(split)], self.images(variant)
-        means, least = np.full((len(EMOTIONS), 48, 48), 127, np.float32), 1 if self.faces.source == "synthetic" else 20
+        means, least = np.full((len(EMOTIONS), 48, 48), 127, np.float32), 1 if self.faces.source == "synthetic" else LEAST_IN_MEAN
         for k in range(len(EMOTIONS)):
             rows = here[self.faces.labels[here] == k]
             if len(rows) >= least:

@@ -12,7 +12,6 @@ import numpy as np
 import torch
 from PIL import Image
 
-from .augment import standardise, to_float
 from .dataset import Dataset
 from .faces import EMOTIONS
 from .runs import Run
@@ -50,7 +49,7 @@ def explain(run: Run, data: Dataset, position: int, method: str = "integrated_gr
     the run's weights are not on this machine, ValueError for an unknown method or variant.
     """
     model = _model(run)
-    x = standardise(to_float(torch.as_tensor(data.images(variant)[[position]])), data.scaling)  # (1, 1, 48, 48)
+    x = data.inputs([position], variant)  # (1, 1, 48, 48)
     label = int(data.faces.labels[position]) if target is None else target
     with torch.no_grad():
         p = model(x).softmax(1)[0]

@@ -14,6 +14,12 @@ import numpy as np
 EMOTIONS = ("angry", "disgust", "fear", "happy", "sad", "surprise", "neutral")  # the order of fer2013.csv, everywhere
 SPLITS = ("train", "val", "test")
 SIZE = 48  # pixels, height and width of every face
+RESERVED = ("fer2013", "fer2013_images", "synthetic", "unknown", "")  # sources with a meaning of their own: no folder's name stands for them
+
+
+def named_after(folder: str, kind: str) -> str:
+    """The source that a folder's name gives, with the kind of its pictures where the name alone would be taken for another source."""
+    return f"{folder}_{kind}" if folder in RESERVED else folder
 
 
 @dataclass(frozen=True)

@@ -38,7 +38,7 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
-from fer_lib.faces import EMOTIONS, SIZE, SPLITS, Faces
+from fer_lib.faces import EMOTIONS, SIZE, SPLITS, Faces, named_after
 
 log = logging.getLogger(__name__)
 
@@ -402,7 +402,7 @@ def _tree(files: dict[str, Callable[[], bytes]], path: Path, splits: dict | None
     named = [NAMED.fullmatch(PurePosixPath(name).stem) for name in names]
     if splits is not None:
         split = _split_by_folder(names, labels, path, splits)  # int64 [n], -1 is left out
-        numbers, source = np.zeros(len(names), np.int64), path.stem
+        numbers, source = np.zeros(len(names), np.int64), named_after(path.stem, "faces")
     elif len(names) and all(named):
         split = np.array([USAGES.index(match[1]) for match in named])
         numbers, source = np.array([int(match[2]) for match in named]), "fer2013_images"

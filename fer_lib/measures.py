@@ -128,8 +128,7 @@ def _neutral(model, data: Dataset, index: np.ndarray) -> RegionAblation:
     device = next(model.parameters()).device
     labels, units = data.faces.labels[index].astype(np.int64), data.synthetic.action_units[index]
     drawn = [units] + [units * (1 - synthetic.region_share(name)) for name in synthetic.REGIONS]
-    logits = [model(standardise(to_float(torch.as_tensor(synthetic.draw_faces(u.astype(np.float32))[0]).to(device)), data.scaling)).cpu().numpy()
-              for u in drawn]
+    logits = [model(data.standardised(synthetic.draw_faces(u.astype(np.float32))[0], device)).cpu().numpy() for u in drawn]
     probs = np.stack([softmax(one, 1) for one in logits], 1)  # [n, 1 + R, 7]
     right = np.stack([one.argmax(1) == labels for one in logits], 1).astype(np.float32)
     intact = [np.repeat(values[:, :1], len(synthetic.REGIONS), 1) for values in (probs, right)]
@@ -163,7 +162,7 @@ def saliency(model, spec, data: Dataset) -> dict[str, np.ndarray]:
     device = next(model.parameters()).device
     untrained = spec.build().to(device).eval()
     index = fixed_faces(data, MAP_ROWS)
-    x = standardise(to_float(torch.as_tensor(data.faces.images[index]).to(device)), data.scaling)  # (n, 1, 48, 48)
+    x = data.inputs(index, device=device)  # (n, 1, 48, 48)
     labels = torch.as_tensor(data.faces.labels[index].astype(np.int64)).to(device)
     points, frame = data.landmarks.points[index], data.landmarks.points.mean(0)
     masks, names = join_regions(data.regions(index), REGIONS, SHARE_REGIONS)
@@ -217,7 +216,7 @@ def pairs(model, spec, data: Dataset) -> dict[str, np.ndarray]:
 
     device, test, labels = next(model.parameters()).device, data.faces.where("test"), data.labels("test")
     index = np.sort(np.random.default_rng(0).permutation(test[data.faces.clean("test")])[:PAIR_FACES])
-    x = {kind: standardise(to_float(torch.as_tensor(np.ascontiguousarray(data.images(kind)[test])).to(device)), data.scaling) for kind in VARIANTS}
+    x = {kind: data.inputs(test, kind, device) for kind in VARIANTS}
     some = np.isin(test, index)
     with torch.no_grad():
         features = np.concatenate([torch.cat([model.forward_features(part).mean((2, 3)).float() for part in one[some].split(256)]).cpu().numpy()
@@ -266,7 +265,7 @@ def alignment(model, spec, data: Dataset) -> dict[str, np.ndarray]:
     device, test = next(model.parameters()).device, data.faces.where("test")
     index = test[data.faces.clean("test") & (data.landmarks.how[test] != HOW.index("template"))]
     labels = data.faces.labels[index].astype(np.int64)
-    x = standardise(to_float(torch.as_tensor(np.ascontiguousarray(data.faces.images[index])).to(device)), data.scaling)
+    x = data.inputs(index, device=device)
     target, stages, (layer, _) = torch.as_tensor(labels).to(device), wide_stages(model), cam_layer(model, x)
     own = torch.cat([attributed(model, a, b, stages)[0].mean(1).detach() for a, b in zip(x.split(256), target.split(256))])  # (n, h, w)
     maps = {"feature x gradient": F.interpolate(own[:, None], x.shape[-2:], mode="bilinear")[:, 0],

@@ -15,6 +15,7 @@ from torch.nn import functional as F
 
 from .attention import CBAM, PLACEMENTS, SpatialGate
 
+MINIMUM_MAP = 6             # pixels a side: a map below 6x6 says little on a 48x48 face
 STEMS = ("cifar", "pooled")  # 3x3 stride 1; the same, then 2x2 max-pool: a quarter of the cost
 
 
@@ -221,13 +222,20 @@ def build_model(name: str, width: float = 1.0, depth: int = 0, stem: str = "cifa
 
 
 @torch.no_grad()
-def wide_stages(model: Network, least: int = 6, size: int = 48) -> int:
-    """How many stages lead to the last map of at least `least` pixels a side, of faces `size` pixels wide (STUDY section 5)."""
-    device, was_training = next(model.parameters()).device, model.training
-    model.eval()
-    sides = [model.forward_features(torch.zeros(1, 1, size, size, device=device), i + 1).shape[-1] for i in range(len(model.stages))]
+def stage_maps(model: Network, size: int = 48) -> list[tuple[int, int]]:
+    """(channels, side in pixels) of the map after each stage, of faces `size` pixels wide."""
+    weight, was_training, found = next(model.parameters()), model.training, []
+    maps = model.eval().forward_features(weight.new_zeros(1, 1, size, size), 0)
+    for i in range(len(model.stages)):
+        maps = model._through(maps, i, i + 1)
+        found.append((maps.shape[1], maps.shape[-1]))
     model.train(was_training)
-    return max((i + 1 for i, side in enumerate(sides) if side >= least), default=1)
+    return found
+
+
+def wide_stages(model: Network, least: int = MINIMUM_MAP) -> int:
+    """How many stages lead to the last map of at least `least` pixels a side (STUDY section 5)."""
+    return max((i + 1 for i, (_, side) in enumerate(stage_maps(model)) if side >= least), default=1)
 
 
 def ensemble(logits: list[torch.Tensor], rule: str = "mean_softmax") -> torch.Tensor:

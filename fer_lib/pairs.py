@@ -20,13 +20,12 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
-from .faces import EMOTIONS, SPLITS, Faces
+from .faces import EMOTIONS, SPLITS, Faces, named_after
 from .fer2013 import SYNONYMS, DataError, _at, _decoded
 
 log = logging.getLogger(__name__)
 
 COLUMNS = ("person", "emotion", "unmasked", "masked")
-RESERVED = ("fer2013", "fer2013_images", "synthetic", "unknown", "")  # sources with a meaning of their own: no folder's name stands for them
 
 
 class Pairs(NamedTuple):
@@ -63,7 +62,7 @@ def read_pairs(path: str | Path) -> Pairs:
     names = np.concatenate([frame["unmasked"], frame["masked"]])
     unmasked, masked = np.split(_decoded([(folder / name).read_bytes for name in names], names, path), 2)  # (N, 48, 48) each
     split = np.array([SPLITS.index(name) for name in frame["split"]], np.uint8)
-    source = f"{folder.name}_pairs" if folder.name in RESERVED else folder.name
+    source = named_after(folder.name, "pairs")
     return Pairs(Faces(unmasked, labels, split, np.arange(len(frame)), source), masked, frame["person"].to_numpy(str))
 
 

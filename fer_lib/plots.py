@@ -492,6 +492,24 @@ def scheme_gains(frame: pd.DataFrame) -> Figure:
     return figure
 
 
+def _gains(axis, part: pd.DataFrame, y, colour: str, label: str | None = None) -> None:
+    """Paired changes at heights y: the seed-paired 95 % t interval thick, the two-level bootstrap over seeds and faces thin."""
+    axis.hlines(y, part["two_level_low"], part["two_level_high"], color=colour, lw=1.2)
+    axis.hlines(y, part["low"], part["high"], color=colour, lw=4, alpha=0.45)
+    axis.plot(part["change"], y, "o", color=colour, markersize=6, label=label)
+
+
+def _gain_axis(axis) -> None:
+    axis.axvline(0, color="#333333", lw=0.8)
+    points(axis.xaxis)
+    axis.grid(axis="y", visible=False)
+
+
+def _seeds(frame: pd.DataFrame) -> str:
+    many = int(frame["seeds"].max())
+    return f"{many} seed{'s' * (many > 1)}"
+
+
 def control_gains(frame: pd.DataFrame, measure: str = "macro_accuracy") -> Figure:
     """What the scheme gains over the baseline and each control, on whole and on masked test faces: the seed-paired 95 % t interval thick, the
     two-level bootstrap over seeds and faces thin. `frame` is 05_controls; several networks lie in panels below each other."""
@@ -504,16 +522,11 @@ def control_gains(frame: pd.DataFrame, measure: str = "macro_accuracy") -> Figur
         for evaluation, colour, shift in (("clean", "#0072B2", -0.14), ("views", "#009E73", 0.14)):
             part = frame[(frame["model"] == model) & (frame["test"] == test) & (frame["evaluation"] == evaluation)].set_index("against")
             y = [names.index(name) + shift for name in part.index]
-            axis.hlines(y, part["two_level_low"], part["two_level_high"], color=colour, lw=1.2)
-            axis.hlines(y, part["low"], part["high"], color=colour, lw=4, alpha=0.45)
-            axis.plot(part["change"], y, "o", color=colour, markersize=6, label=evaluation)
-        axis.axvline(0, color="#333333", lw=0.8)
-        seeds = int(frame.loc[frame["model"] == model, "seeds"].max())
-        axis.set_title(f"{MODEL_NAMES[model]}, {test} test faces, {seeds} seed{'s' * (seeds > 1)}")
+            _gains(axis, part, y, colour, evaluation)
+        _gain_axis(axis)
+        axis.set_title(f"{MODEL_NAMES[model]}, {test} test faces, {_seeds(frame[frame['model'] == model])}")
         axis.set_yticks(range(len(names)), names)
         axis.set_ylim(len(names) - 0.5, -0.5)
-        points(axis.xaxis)
-        axis.grid(axis="y", visible=False)
     for axis in axes[-1]:
         axis.set_xlabel(f"gain of the scheme, points of {measure.replace('_', ' ')}")
     axes[0, -1].legend(loc="upper left", bbox_to_anchor=(1, 1), title="evaluated on")
@@ -811,15 +824,17 @@ def truth_and_found(rest: pd.DataFrame, hidden: pd.DataFrame, frame: pd.DataFram
 FACE_COLOURS = {"unmasked": "#0072B2", "masked": "#D55E00", "mean": "#333333"}
 
 
-def _over_seeds(axis, frame: pd.DataFrame, value: str, y: float, colour: str, marker: str = "o", label: str | None = None) -> float:
-    """A mean over runs with its 95 % t interval and every run as a small dot; of a single run the interval over its faces. Returns the mean."""
+def _over_seeds(axis, frame: pd.DataFrame, value: str, ends: tuple[str, str], y: float, colour: str, marker: str = "o",
+                label: str | None = None) -> float:
+    """A mean over runs with its 95 % t interval and every run as a small dot; of a single run the interval over its faces
+    (columns `ends`, where the frame has them). Returns the mean."""
     values = frame[value].to_numpy()
     if len(values) > 1:
         over = over_seeds(values)
         low, high = over["low"], over["high"]
         axis.plot(values, np.full(len(values), y), ".", color=colour, markersize=5, alpha=0.5)
     else:
-        low, high = (frame[name].iloc[0] if name in frame else np.nan for name in ((f"{value}_low", f"{value}_high") if value != "value" else ("low", "high")))
+        low, high = (frame[name].iloc[0] if name in frame else np.nan for name in ends)
     axis.hlines(y, low, high, color=colour, lw=3, alpha=0.45)
     axis.plot(values.mean(), y, marker, color=colour, markersize=7, markeredgecolor="white", label=label)
     return values.mean()
@@ -833,8 +848,8 @@ def paradigm_scores(frame: pd.DataFrame) -> Figure:
     means = {}
     for (i, row), test in ((a, b) for a in enumerate(rows) for b in ("unmasked", "masked")):
         part = frame[(frame["row"] == row) & (frame["test"] == test)]
-        means[row, test] = _over_seeds(axis, part, "macro_accuracy", i, FACE_COLOURS[test], "o" if test == "unmasked" else "s",
-                                       f"{test} faces" if i == 0 else None)
+        means[row, test] = _over_seeds(axis, part, "macro_accuracy", ("macro_accuracy_low", "macro_accuracy_high"), i, FACE_COLOURS[test],
+                                       "o" if test == "unmasked" else "s", f"{test} faces" if i == 0 else None)
     for i, row in enumerate(rows):
         axis.hlines(i, means[row, "masked"], means[row, "unmasked"], color="#999999", lw=0.8, zorder=0)
     both = frame[frame["test"] == "mean"].groupby("row", sort=False)["macro_accuracy"].mean()
@@ -855,18 +870,14 @@ def paradigm_gains(frame: pd.DataFrame, measure: str = "macro_accuracy") -> Figu
     figure, axes = plt.subplots(1, 3, figsize=(12, 0.42 * len(rows) + 1.5), sharex=True, sharey=True)
     for axis, (test, colour) in zip(axes, FACE_COLOURS.items()):
         part = frame[frame["test"] == test].set_index("row").loc[rows]
-        axis.hlines(range(len(rows)), part["two_level_low"], part["two_level_high"], color=colour, lw=1.2)
-        axis.hlines(range(len(rows)), part["low"], part["high"], color=colour, lw=4, alpha=0.45)
-        axis.plot(part["change"], range(len(rows)), "o", color=colour, markersize=6)
-        axis.axvline(0, color="#333333", lw=0.8)
+        _gains(axis, part, range(len(rows)), colour)
+        _gain_axis(axis)
         axis.set_title({"mean": "mean of both"}.get(test, f"{test} faces"))
         axis.set_xlabel(f"points of {measure.replace('_', ' ')}")
         axis.set_yticks(range(len(rows)), rows)
-        points(axis.xaxis)
-        axis.grid(axis="y", visible=False)
     axes[0].set_ylim(len(rows) - 0.5, -0.5)
-    sure, many = frame[(frame["test"] == "mean") & (frame["low"] > 0)]["row"], int(frame["seeds"].max())
-    return _headline(figure, f"Gain over B4, {many} seed{'s' * (many > 1)}: over both kinds of face "
+    sure = frame[(frame["test"] == "mean") & (frame["low"] > 0)]["row"]
+    return _headline(figure, f"Gain over B4, {_seeds(frame)}: over both kinds of face "
                              f"{', '.join(sure) if len(sure) else 'no row'} beyond the seeds' interval")
 
 
@@ -877,7 +888,8 @@ def feature_pictures(places: dict[str, np.ndarray], labels: np.ndarray) -> Figur
         span = both.reshape(-1, 2)
         for i, kind in enumerate(("unmasked", "masked")):
             for c, emotion in enumerate(EMOTIONS):
-                axes[i, j].scatter(*both[i][labels == c].astype(float).T, s=max(4, 3000 / len(labels)), color=EMOTION_COLOURS[emotion], alpha=0.6, lw=0, label=emotion)
+                axes[i, j].scatter(*both[i][labels == c].astype(float).T, s=max(4, 3000 / len(labels)), color=EMOTION_COLOURS[emotion], alpha=0.6,
+                                   lw=0, label=emotion)
             axes[i, j].set(xticks=[], yticks=[], xlim=(span[:, 0].min(), span[:, 0].max()), ylim=(span[:, 1].min(), span[:, 1].max()))
             axes[i, j].grid(False)
             axes[i, 0].set_ylabel(f"{kind} faces")
@@ -890,12 +902,12 @@ def feature_pictures(places: dict[str, np.ndarray], labels: np.ndarray) -> Figur
 def visible_skin(frame: pd.DataFrame) -> Figure:
     """Share of Grad-CAM's mass on the pixels a mask leaves free, on the same faces without and with it; the line is the pixels' share of the picture.
     `frame` is 07_skin."""
-    frame = frame[frame["emotion"] == "all"].rename(columns={"low": "share_low", "high": "share_high"})
+    frame = frame[frame["emotion"] == "all"]
     rows = list(dict.fromkeys(frame["row"]))
     figure, axis = plt.subplots(figsize=(9, 0.5 * len(rows) + 1.3))
     for (i, row), kind in ((a, b) for a in enumerate(rows) for b in ("unmasked", "masked")):
-        _over_seeds(axis, frame[(frame["row"] == row) & (frame["faces"] == kind)], "share", i, FACE_COLOURS[kind], "o" if kind == "unmasked" else "s",
-                    f"{kind} faces" if i == 0 else None)
+        _over_seeds(axis, frame[(frame["row"] == row) & (frame["faces"] == kind)], "share", ("low", "high"), i, FACE_COLOURS[kind],
+                    "o" if kind == "unmasked" else "s", f"{kind} faces" if i == 0 else None)
     axis.axvline(frame["area"].mean(), color="#333333", lw=0.9, ls="--", label="share of the picture")
     axis.set_yticks(range(len(rows)), rows)
     axis.set_ylim(len(rows) - 0.5, -0.5)
@@ -941,16 +953,12 @@ def privileged_gains(frame: pd.DataFrame, measure: str = "macro_accuracy") -> Fi
     figure, axes = plt.subplots(1, len(models), figsize=(5 * len(models) + 1, 0.5 * len(arms_) + 1.7), sharex=True, sharey=True, squeeze=False)
     for axis, model in zip(axes[0], models):
         part = frame[frame["model"] == model].set_index("arm").loc[arms_]
-        for i, (arm, row) in enumerate(part.iterrows()):
-            axis.hlines(i, row["two_level_low"], row["two_level_high"], color=ARM_COLOURS[arm], lw=1.2)
-            axis.hlines(i, row["low"], row["high"], color=ARM_COLOURS[arm], lw=4, alpha=0.45)
-            axis.plot(row["change"], i, "o", color=ARM_COLOURS[arm], markersize=7)
-        axis.axvline(0, color="#333333", lw=0.8)
+        for i, arm in enumerate(arms_):
+            _gains(axis, part.loc[[arm]], [i], ARM_COLOURS[arm])
+        _gain_axis(axis)
         axis.set_yticks(range(len(arms_)), [f"{arm} channels" if arm in ("all", "half") else f"{arm} of channels" for arm in arms_])
-        axis.set_title(f"{MODEL_NAMES[model]}, {int(part['seeds'].max())} seed{'s' * int(part['seeds'].max() > 1)}")
+        axis.set_title(f"{MODEL_NAMES[model]}, {_seeds(part)}")
         axis.set_xlabel(f"points of {measure.replace('_', ' ')}")
-        points(axis.xaxis)
-        axis.grid(axis="y", visible=False)
     axes[0, 0].set_ylim(len(arms_) - 0.5, -0.5)
     return _headline(figure, f"Gain over cross-entropy: {int((frame['low'] > 0).sum())} of {len(frame)} beyond 0, {int((frame['high'] < 0).sum())} below")
 
@@ -964,7 +972,7 @@ def alignments(frame: pd.DataFrame, measure: str = "cosine") -> Figure:
     for axis, model in zip(axes[0], models):
         for (i, method), (j, arm) in ((a, b) for a in enumerate(methods) for b in enumerate(names)):
             part = frame[(frame["model"] == model) & (frame["method"] == method) & (frame["arm"] == arm)]
-            _over_seeds(axis, part, "value", i + 0.16 * (j - (len(names) - 1) / 2), ARM_COLOURS[arm], label=arm if i == 0 else None)
+            _over_seeds(axis, part, "value", ("low", "high"), i + 0.16 * (j - (len(names) - 1) / 2), ARM_COLOURS[arm], label=arm if i == 0 else None)
         axis.set_yticks(range(len(methods)), [METHOD_NAMES.get(method, method) for method in methods])
         axis.set_title(MODEL_NAMES[model])
         axis.set_xlabel(f"{measure} of attribution and landmarks")

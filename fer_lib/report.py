@@ -22,8 +22,8 @@ import torch
 from PIL import Image
 from scipy.special import softmax
 
-from .augment import standardise, to_float
-from .dataset import VARIANTS, Dataset
+from .claims import points
+from .dataset import LEAST_IN_MEAN, VARIANTS, Dataset
 from .faces import EMOTIONS
 from .measures import MAP_ROWS, METHODS, SETTINGS, fixed_faces, mean_faces
 from .plots import EMOTION_COLOURS, METHOD_NAMES, MODEL_NAMES, TRAININGS
@@ -35,7 +35,6 @@ SHOWN, KEPT = 8, 300     # rows of a table at first, and in the page at all
 HEADLINE = 1             # the claim, by its number in claims.csv, that the page opens with
 VERDICTS = ("reproduced", "not reproduced", "inconclusive", "not testable")
 PAPERS = {"P": "", "M": "MSD-E, ", "A": "PAL, "}  # before the place of a claim
-LEAST = 20               # real faces in a mean, as in Dataset.mean_faces
 FACES = 3                # single faces an emotion
 FAST = ("saliency", "guided_backprop", "grad_cam")                            # drawn of every untrained net; of the first one
 SINGLE = {**dict.fromkeys(FAST, {}), "integrated_gradients": {"n_steps": 8}}  # and of single faces these, with their settings
@@ -53,18 +52,13 @@ def write_report(study: Study) -> Path:
     environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined)
     page = environment.from_string(Path(__file__).with_name("report.html.j2").read_text(encoding="utf-8")).render(
         preset=study.name, about=study.preset.about, data=study.data, seeds=study.seeds, private=private, shown=SHOWN, papers=PAPERS, prose=prose,
-        run=_provenance(json.loads(manifest.read_text())) if manifest.exists() else None, points=_points,
+        run=_provenance(json.loads(manifest.read_text())) if manifest.exists() else None, points=points,
         claims=claims, verdicts={name: n for name in VERDICTS if (n := sum(claim["verdict"] == name for claim in claims))},
         headline=next((claim for claim in claims if claim["id"] == HEADLINE and claim["seeds"]), None), parts=_parts(study, private),
         gallery=gallery, gallery_json=json.dumps(gallery).replace("<", "\\u003c"))
     path.parent.mkdir(parents=True, exist_ok=True)
     write_whole(path, page.encode("ascii", "xmlcharrefreplace").decode())  # the same bytes in every locale
     return path
-
-
-def _points(value: float) -> str:
-    """A difference of fractions in points, "" where there is none."""
-    return f"{100 * value:+.1f}" if np.isfinite(value) else ""
 
 
 def _provenance(manifest: dict) -> dict:
@@ -186,7 +180,7 @@ def _gallery(study: Study) -> dict:
     return {"emotions": EMOTIONS, "colours": list(EMOTION_COLOURS.values()), "methods": METHOD_NAMES, "why": why,
             "trainings": {arm: TRAININGS[key][0] for arm, key in ARMS.items()}, "short": {**{arm: arm for arm in ARMS}, "perturb": "scheme"},
             "lut": _packed(255 * matplotlib.colormaps["RdBu_r"](np.arange(256))[:, :3]),
-            "mean": _means(study, LEAST if real and not study.show_faces else 1), "faces": None if why else _singles(study.data, first, arms)}
+            "mean": _means(study, LEAST_IN_MEAN if real and not study.show_faces else 1), "faces": None if why else _singles(study.data, first, arms)}
 
 
 def _packed(values: np.ndarray) -> str:
@@ -216,7 +210,8 @@ def _means(study: Study, least: int) -> dict | None:
     """Mean maps over the mean faces of emotions with at least so many faces, from stored measures; those of untrained nets are drawn now."""
     data, networks, index = study.data, {}, fixed_faces(study.data, MAP_ROWS)
     labels, points, frame = data.faces.labels[index].astype(np.int64), data.landmarks.points[index], data.landmarks.points.mean(0)
-    x, faces = _input(data, data.faces.images[index]).to(_device()), mean_faces(data)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    x, faces = data.inputs(index, device=device), mean_faces(data)
     some = [c for c in range(len(EMOTIONS)) if (labels == c).sum() >= least and np.ptp(faces[c]) > 0]
     rows = [data.labels("test") == c for c in some]
     for grid, size in (("06", ""), ("06_seeds", ", small")):
@@ -230,14 +225,14 @@ def _means(study: Study, least: int) -> dict | None:
             known[arm] = {"seeds": len(runs), **_predictions(runs, data, rows),
                           "maps": {(method, "unmasked"): np.mean([one[method] for one in maps], 0) for method in METHODS}}
             if "untrained" not in known:
-                untrained, layer = runs[0].spec.build().to(_device()).eval(), str(measured[0]["layer"]).split(",")[0]
+                untrained, layer = runs[0].spec.build().to(device).eval(), str(measured[0]["layer"]).split(",")[0]
                 known["untrained"] = {"maps": {}}
                 for method in SINGLE if (grid, model) == ("06", study.preset.scheme[0]) else FAST:
                     found = attribute(untrained, x, labels, method, **{"grad_cam": {"layer": layer}, **SETTINGS}.get(method, {}))
                     known["untrained"]["maps"][method, "unmasked"] = mean_maps(align(found, points, frame), labels)[0][some].cpu().numpy()
     if not networks:
         return None
-    edges = data.mean_faces("unmasked", move=lambda images, at: align(_unit(edge_map(_input(data, images)).numpy()), at, frame).numpy())
+    edges = data.mean_faces("unmasked", move=lambda images, at: align(_unit(edge_map(data.standardised(images)).numpy()), at, frame).numpy())
     return _source([{"emotion": c, "n": int((labels == c).sum())} for c in some], {"unmasked": faces[some]}, {"unmasked": edges[some]}, networks)
 
 
@@ -247,9 +242,9 @@ def _singles(data: Dataset, model: str, arms: dict[str, Run]) -> dict:
     index = fixed_faces(data, max(1, len(test) // FACES))
     index = index[np.argsort(data.faces.labels[index], kind="stable")]
     faces = {kind: data.images(kind)[index] for kind in VARIANTS}
-    x, labels = _input(data, np.concatenate(list(faces.values()))).to(_device()), np.tile(data.faces.labels[index].astype(np.int64), len(faces))
-    models = {arm: run.model(_device()) for arm, run in arms.items()}
-    models["untrained"] = next(iter(arms.values())).spec.build().to(_device()).eval()
+    x, labels = torch.cat([data.inputs(index, kind) for kind in faces]), np.tile(data.faces.labels[index].astype(np.int64), len(faces))
+    models = {arm: run.model() for arm, run in arms.items()}
+    models["untrained"] = next(iter(arms.values())).spec.build().eval()
     layer, trainings, rows = cam_layer(next(iter(models.values())), x)[0], {}, [[place] for place in np.searchsorted(test, index)]
     for arm, network in models.items():
         trainings[arm] = {"maps": {}} | ({} if arm == "untrained" else {"seeds": 1, **_predictions([arms[arm]], data, rows, VARIANTS)})
@@ -259,14 +254,6 @@ def _singles(data: Dataset, model: str, arms: dict[str, Run]) -> dict:
     return _source([{"emotion": int(c), "n": 1} for c in data.faces.labels[index]], faces,
                    dict(zip(faces, np.split(_unit(edge_map(x.cpu()).numpy()), len(faces)))),
                    {f"06 {model}": {"name": MODEL_NAMES[model], "trainings": trainings}})
-
-
-def _device() -> str:
-    return "cuda" if torch.cuda.is_available() else "cpu"
-
-
-def _input(data: Dataset, images: np.ndarray) -> torch.Tensor:
-    return standardise(to_float(torch.as_tensor(np.ascontiguousarray(images))), data.scaling)  # (n, 1, 48, 48)
 
 
 def _unit(maps: np.ndarray) -> np.ndarray:

@@ -25,7 +25,7 @@ import pandas as pd
 import torch
 from safetensors.torch import load_file, save_file
 
-from .dataset import BOTH, VARIANTS, Dataset
+from .dataset import BOTH, OCCLUDED, VARIANTS, Dataset
 from .metrics import measures as measure_logits
 from .metrics import per_class
 from .models import Network, build_model
@@ -67,8 +67,8 @@ class RunSpec:
     teacher: "RunSpec | None" = None            # parent: the frozen network that distillation learns from
 
     def __post_init__(self):
-        both, needed = self.variant in BOTH, {**dict.fromkeys(PAIRED, ("pairs",)), **dict.fromkeys(TAUGHT, BOTH)}.get(self.objective)
-        if needed and self.variant not in needed:
+        needed = ("pairs",) if self.objective in PAIRED else BOTH if self.objective in TAUGHT else (self.variant,)
+        if self.variant not in needed:
             raise ValueError(f"The objective {self.objective} needs faces with and without a mask: set variant={' or '.join(map(repr, needed))}.")
         if (self.objective in TAUGHT) != (self.teacher is not None):
             raise ValueError(f"A teacher belongs to {' and '.join(TAUGHT)}, and to them alone: {self.objective} has "
@@ -76,7 +76,9 @@ class RunSpec:
         if (self.objective in (*PAIRED, *TAUGHT, "privileged")) != (self.term is not None):
             raise ValueError(f"Set `term` for an objective with a second term, and for no other: {self.objective} has "
                              f"{'none' if self.term is None else 'one'}.")
-        if self.perturb is not None and (both or self.term is not None):
+        if self.objective == "privileged" and self.variant in OCCLUDED:
+            raise ValueError(f"No landmarks are held to on {self.variant} faces: train with privileged attribution on {', '.join((*VARIANTS, *BOTH))}.")
+        if self.perturb is not None and (self.variant in BOTH or self.term is not None):
             raise ValueError("The scheme's views do not go together with masked pairs or with a second term: train them apart.")
 
     @cached_property
@@ -89,14 +91,14 @@ class RunSpec:
 
     @property
     def parents(self) -> list["RunSpec"]:
-        return [parent for parent in map(self.__getattribute__, PARENTS) if parent is not None]
+        return [parent for name in PARENTS if (parent := getattr(self, name)) is not None]
 
     def to_json(self) -> dict:
         """Plain JSON values; `RunSpec.from_json` reads them back. Fields of LATER are left out at their default, so that a run stored
         before there were such fields keeps its key."""
         values = json.loads(json.dumps({f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name not in PARENTS},
                                        default=dataclasses.asdict))
-        values |= {name: parent and parent.to_json() for name, parent in ((name, getattr(self, name)) for name in PARENTS)}
+        values |= {name: parent.to_json() if (parent := getattr(self, name)) else None for name in PARENTS}
         return {name: value for name, value in values.items() if LATER.get(name, ...) != value}
 
     @staticmethod
@@ -344,7 +346,8 @@ def stored_metrics(logits: dict[str, np.ndarray], data: Dataset) -> dict:
 
 def _machine(device: str, seconds: float) -> dict:
     return {"device": device_name(device), "threads": torch.get_num_threads(), "compiled": bool(os.environ.get(COMPILE)),
-            "seconds": round(seconds, 1), "python": platform.python_version(), "torch": torch.__version__, "ended": time.strftime("%Y-%m-%d %H:%M", time.gmtime())}
+            "seconds": round(seconds, 1), "python": platform.python_version(), "torch": torch.__version__,
+            "ended": time.strftime("%Y-%m-%d %H:%M", time.gmtime())}
 
 
 def device_name(device: str) -> str:

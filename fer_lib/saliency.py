@@ -26,12 +26,12 @@ from torch import Tensor, nn
 
 from .augment import standardise, to_float
 from .faces import EMOTIONS
+from .models import MINIMUM_MAP
 from .masking import OCCLUSIONS, occlude, random_patches, roll_region
 from .metrics import wilson
 
 Array = Tensor | np.ndarray
 Scaling = tuple[float, float]  # mean and standard deviation of [0, 1] pixels, with which x was standardised
-MINIMUM_MAP = 6   # pixels; a Grad-CAM map below 6x6 says little on a 48x48 face
 FEATURES = {"brows+eyes": ("brows", "eyes"), "nose": ("nose",), "mouth": ("mouth",)}  # the primary endpoint's regions
 
 

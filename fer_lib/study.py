@@ -100,6 +100,11 @@ def spec(preset: Preset, data: Dataset, model: str, seed: int = 0, settings: dic
                       "versions": spec_versions(data), **settings, **values})
 
 
+def small(preset: Preset, data: Dataset, seed: int = 0, **values) -> RunSpec:
+    """A run of the sweep's small VGG, which carries whatever is run many times."""
+    return spec(preset, data, "vgg16", seed, preset.sweep or None, **values)
+
+
 def baselines(preset: Preset, data: Dataset, seed: int = 0) -> dict[str, RunSpec]:
     """02: every network on unmasked and on masked faces, named "<model> <variant>"."""
     return {f"{model} {variant}": spec(preset, data, model, seed, variant=variant)
@@ -107,14 +112,14 @@ def baselines(preset: Preset, data: Dataset, seed: int = 0) -> dict[str, RunSpec
 
 
 def gates(preset: Preset, data: Dataset, seed: int = 0) -> dict[str, RunSpec]:
-    """03: the attention classifiers, one for each placement of the gate; the sweep's small VGG carries them."""
-    return {placement: spec(preset, data, "vgg16", seed, preset.sweep or None, attention=placement) for placement in ("input", "blocks")}
+    """03: the attention classifiers, one for each placement of the gate."""
+    return {placement: small(preset, data, seed, attention=placement) for placement in ("input", "blocks")}
 
 
 def sweep(preset: Preset, data: Dataset, seed: int = 0) -> dict[str, RunSpec]:
     """04: the scheme on one small VGG over K, alpha = 0, and what clusters are fitted to."""
     gate = gates(preset, data, seed)["input"]
-    base = spec(preset, data, "vgg16", seed, preset.sweep or None)
+    base = small(preset, data, seed)
     middle = Perturb(views=preset.views)
     arms = {f"K={k}": replace(middle, n_clusters=k) for k in preset.n_clusters}
     arms |= {"alpha=0": replace(middle, source="coordinates")}
@@ -154,10 +159,10 @@ def explained(preset: Preset, data: Dataset, seed: int = 0) -> dict[str, RunSpec
 CONTROLS = {"C1 cuts": "cuts", "C2 rectangles": "rectangles", "C4 coordinates": "coordinates", "C5 rolled": "rolled"}  # the obligatory ones
 
 
-def controls(preset: Preset, data: Dataset, seed: int = 0, model: str = "vgg16", settings: dict | None = None) -> dict[str, RunSpec]:
-    """05: the scheme against its controls on the small VGG: equal images seen, equal updates, equal views at test."""
+def controls(preset: Preset, data: Dataset, seed: int = 0, base: RunSpec | None = None) -> dict[str, RunSpec]:
+    """05: the scheme against its controls, on the small VGG by default: equal images seen, equal updates, equal views at test."""
     gate = gates(preset, data, seed)["input"]
-    base = spec(preset, data, model, seed, settings or preset.sweep or None)
+    base = base or small(preset, data, seed)
     arms = {"perturb": Perturb(views=preset.views), **{name: Perturb(source=source, views=preset.views) for name, source in CONTROLS.items()}}
     return {"baseline": base, "C0 baseline, views": _shown_views(base, gate),
             **{name: replace(base, perturb=arm, gate=gate) for name, arm in _chosen(preset, arms).items()}}
@@ -166,7 +171,7 @@ def controls(preset: Preset, data: Dataset, seed: int = 0, model: str = "vgg16",
 def second(preset: Preset, data: Dataset, seed: int = 0) -> dict[str, RunSpec]:
     """05: the same on a second network, at its size of 02."""
     some = replace(preset, arms=preset.second_arms or preset.arms)
-    return controls(some, data, seed, preset.second, preset.models[preset.second])
+    return controls(some, data, seed, spec(preset, data, preset.second, seed))
 
 
 def ablations(preset: Preset, data: Dataset, seed: int = 0) -> dict[str, RunSpec]:
@@ -252,7 +257,7 @@ def privileged(preset: Preset, data: Dataset, seed: int = 0) -> dict[str, RunSpe
     """08: attributions of all channels, of their mean and of half of them held to the landmarks, beside plain cross-entropy."""
     found = {}
     for model in preset.privileged:
-        base = spec(preset, data, model, seed, preset.sweep or None if model == "vgg16" else None)
+        base = small(preset, data, seed) if model == "vgg16" else spec(preset, data, model, seed)
         held = {channels: replace(base, objective="privileged", term=replace(HELD, channels=channels)) for channels in CHANNELS}
         arms = {"cross-entropy": base, **held}
         found |= {f"{model} {name}": arm for name, arm in _chosen(preset, arms).items()}
@@ -264,7 +269,7 @@ HELD = Term(weight=1.0, warmup=0.1)  # chosen on validation: 08_ablations
 
 def privileged_ablations(preset: Preset, data: Dataset, seed: int = 0) -> dict[str, RunSpec]:
     """08: one thing of the privileged loss changed at a time, a control whose prior is another face's, and its combination with masked faces."""
-    base = spec(preset, data, "vgg16", seed, preset.sweep or None)
+    base = small(preset, data, seed)
     arms = {"mean": HELD, **{f"weight {w:g}": replace(HELD, weight=w) for w in (0.1, 10.0)},
             **{f"sigma {s:g}": replace(HELD, sigma=s) for s in (1.0, 4.0)}, **{f"after stage {k}": replace(HELD, stages=k) for k in (1, 2, 4)},
             "sum of logits": replace(HELD, target="sum"), "literal": replace(HELD, form="literal"), "shuffled prior": replace(HELD, prior="shuffled")}

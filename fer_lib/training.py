@@ -16,8 +16,8 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 from torch.optim.swa_utils import AveragedModel
 
 from .augment import AUGMENTATIONS, augment, standardise, test_views, to_float
-from .faces import EMOTIONS, SIZE
-from .models import wide_stages
+from .faces import EMOTIONS
+from .models import stage_maps, wide_stages
 from .objectives import HEADS, OBJECTIVES, Batch, Term
 from .perturb import REFIT, fill
 
@@ -147,7 +147,7 @@ def train(model, images: torch.Tensor, labels: torch.Tensor, val_images: torch.T
                 for group in optimizer.param_groups:
                     group["lr"] = learning_rate(recipe, step, steps)
             faces = stream.next(faces_a_step)
-            shown = _batch(images, labels, faces, recipe, scaling, generator, cuts, step, refit_every, size, masked_share, priors)
+            shown = _batch(images, labels, faces, recipe, scaling, generator, cuts, step, refit_every, size, masked_share, priors, teacher is not None)
             batch = Batch(**shown, class_weights=class_weights, teacher=teacher, head=head, term=term, stages=stages, done=(step + 1) / steps)
             with torch.autocast(device.type, torch.bfloat16, enabled=recipe.precision == "bf16"):
                 loss = OBJECTIVES[objective](forward, batch, recipe)
@@ -198,17 +198,12 @@ def _head(objective: str, model, seed: int):
     """The objective's own layers, where it has any; their weights a function of the seed."""
     if objective not in HEADS:
         return None
-    weight = next(model.parameters())
-    was_training = model.training
-    with torch.random.fork_rng(devices=[]), torch.no_grad():
+    with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        channels = model.eval().forward_features(weight.new_zeros(1, 1, SIZE, SIZE)).shape[1]
-        head = HEADS[objective](channels).to(weight.device)
-    model.train(was_training)
-    return head
+        return HEADS[objective](stage_maps(model)[-1][0]).to(next(model.parameters()).device)
 
 
-def _batch(images, labels, faces, recipe, scaling, generator, views, step, refit_every, size, masked_share, priors) -> dict:
+def _batch(images, labels, faces, recipe, scaling, generator, views, step, refit_every, size, masked_share, priors, taught) -> dict:
     maps = None if priors is None else priors[faces]
     if views is not None:
         if step % refit_every == 0 or views.parts is None:
@@ -223,22 +218,22 @@ def _batch(images, labels, faces, recipe, scaling, generator, views, step, refit
     whole = None
     if x.shape[1] == 2:                                        # (B, 2, H, W) unmasked and masked
         whole, masked = x.split(1, 1)
-        priors = None if maps is None else (maps[:, :1], maps[:, -1:])
+        of_both = None if maps is None else (maps[:, :1], maps[:, -1:])
         if masked_share is None:
             x, y = torch.cat([whole, masked]), torch.cat([y, y])
-            maps = None if maps is None else torch.cat(priors)
+            maps = None if maps is None else torch.cat(of_both)
         else:
             wears = torch.rand(len(faces), generator=generator, device=x.device) < masked_share
             wears = wears.repeat_interleave(len(x) // len(faces))[:, None, None, None]
             x = torch.where(wears, masked, whole)
-            maps = None if maps is None else torch.where(wears, *priors[::-1])
+            maps = None if maps is None else torch.where(wears, *of_both[::-1])
 
     def fed(x):
         if size and size != x.shape[-1]:
             x = F.interpolate(x, (size, size), mode="bilinear", antialias=True, align_corners=False)
         return standardise(x, scaling).contiguous(memory_format=torch.channels_last)
 
-    return {"x": fed(x), "labels": y, "whole": None if whole is None else fed(whole), "prior": maps}
+    return {"x": fed(x), "labels": y, "whole": fed(whole) if taught else None, "prior": maps}
 
 
 def _accuracies(logits, labels) -> dict:

@@ -5,7 +5,6 @@
 
 Labels come from the data set, so the one that the runs were trained on is needed; weights are not.
 """
-import json
 import math
 from dataclasses import dataclass, field
 from itertools import zip_longest

@@ -8,7 +8,6 @@ import pytest
 
 from fer_lib import plots
 from fer_lib.claims import CLAIMS, claims, readable
-from fer_lib.dataset import Dataset
 from fer_lib.faces import EMOTIONS
 from fer_lib.metrics import measures, per_class
 from fer_lib.perturb import Perturb

@@ -2,7 +2,6 @@
 import bz2
 import gzip
 import io
-import logging
 import lzma
 import os
 import tarfile
@@ -344,6 +343,7 @@ def test_missing_val_is_a_seeded_stratified_tenth_of_train(tmp_path, caplog):
     assert faces.fingerprint == load(made, splits={"train": "train", "test": "test"}).fingerprint
     assert "14 of 140 training images are held out" in caplog.text and "seed 0" in caplog.text
     assert faces.source == tmp_path.name and len(np.unique(faces.row)) == len(faces)
+    assert load(write_tree(tmp_path / "synthetic", tree(each=20)), splits={"train": "train", "test": "test"}).source == "synthetic_faces"  # still people
 
 
 def test_stated_val_folder_is_used_and_the_rest_left_out(tmp_path, caplog):

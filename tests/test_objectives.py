@@ -249,7 +249,7 @@ def test_a_step_shows_each_face_masked_by_chance_or_both_pictures(data):
     recipe, generator = replace(RECIPE, augment="none"), torch.Generator().manual_seed(0)
 
     def step(share):
-        return _batch(both, labels, torch.arange(6), recipe, data.scaling, generator, None, 0, 1, None, share, priors)
+        return _batch(both, labels, torch.arange(6), recipe, data.scaling, generator, None, 0, 1, None, share, priors, True)
     worn, bare, pair = step(1.0), step(0.0), step(None)
     assert torch.equal(worn["x"], masked) and torch.equal(worn["whole"], unmasked) and torch.equal(worn["prior"], priors[:, 1:])
     assert torch.equal(bare["x"], unmasked) and torch.equal(bare["prior"], priors[:, :1])

@@ -1,5 +1,4 @@
 """The training loop: it learns, repeats itself to the bit, survives interruption, and predicts each face on its own."""
-import math
 from dataclasses import replace
 
 import numpy as np
