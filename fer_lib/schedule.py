@@ -196,7 +196,7 @@ class _Processes:
         from loky import ProcessPoolExecutor
 
         job.tries += 1
-        process = self.idle.pop() if self.idle else ProcessPoolExecutor(1, timeout=None, initializer=_begin, initargs=self.given)
+        process = self.idle.pop() if self.idle else ProcessPoolExecutor(1, timeout=None, initializer=_begin, initargs=self.given, env=GROWS)
         future = process.submit(_execute, job.spec, job.measures)
         self.busy[future] = process
         return future
@@ -217,6 +217,7 @@ class _Processes:
             process.shutdown(kill_workers=kill)
 
 
+GROWS = {"LOKY_MAX_MEMORY_LEAK_SIZE": "1e15"}  # a worker that trains may grow: loky would take it for a leak and restart it
 _GIVEN: tuple = ()  # in a worker: data, store, device, threads, deadline
 
 

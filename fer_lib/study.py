@@ -356,8 +356,9 @@ class Study:
         path = self.root / "figures" / ("faces" if private else "") / f"{name}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = path.with_name(f".{name}.{os.getpid()}.png")
-        figure.savefig(temporary, dpi=150, bbox_inches="tight", pil_kwargs={"optimize": True})
+        figure.savefig(temporary, dpi=150, bbox_inches="tight")
         os.replace(temporary, path)
+        figure.set_layout_engine("none")  # it is laid out: showing it need not do that again
         return figure
 
 
@@ -488,13 +489,14 @@ def declared(notebook: Path) -> set[str]:
 
 @contextmanager
 def _kernel_of_this_python(scratch: Path):
-    """Make `python3` the kernel of this interpreter and this checkout, whatever kernels the user's folders hold."""
+    """Make `python3` the kernel of this interpreter and this checkout, whatever kernels the user's folders hold. Its idle threads sleep, for
+    runs are trained beside it."""
     kernel, before = scratch / "kernels" / "python3" / "kernel.json", os.environ.get("JUPYTER_PATH")
     search = os.pathsep.join(filter(None, (str(Path(__file__).resolve().parents[1]), os.environ.get("PYTHONPATH"))))
     kernel.parent.mkdir(parents=True)
     kernel.write_text(json.dumps({
         "argv": [sys.executable, "-Xfrozen_modules=off", "-m", "ipykernel_launcher", "--log-level=50", "-f", "{connection_file}"],
-        "display_name": "Python 3 (ipykernel)", "language": "python", "env": {"PYTHONPATH": search, "FER_LIB_DRIVEN": "1"}}))
+        "display_name": "Python 3 (ipykernel)", "language": "python", "env": {"PYTHONPATH": search, "FER_LIB_DRIVEN": "1", "OMP_WAIT_POLICY": "PASSIVE"}}))
     os.environ["JUPYTER_PATH"] = os.pathsep.join(filter(None, (str(scratch), before)))
     try:
         yield
