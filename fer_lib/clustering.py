@@ -3,11 +3,14 @@
     parts = cluster_maps(attention, n_clusters=3)      # (B, 48, 48) -> uint8 (B, 48, 48)
 
 Eq. 1 of the paper is the Euclidean distance of (lambda*x, lambda*y, alpha*S), x, y and S scaled to [0, 1] first; its I_jl is read as I_kl.
-k-means++ draws the same uniform numbers for every map, so a map's clusters never depend on the maps beside it.
+k-means++ draws the same uniform numbers for every map, so a map's clusters never depend on the maps beside it. What stands here is plain torch;
+for thousands of maps, each on its own, `lloyd` does the same compiled.
 """
 from dataclasses import dataclass
 
 import torch
+
+from . import lloyd
 
 SIGNALS = ("attention", "intensity", "both")
 
@@ -24,11 +27,7 @@ class KMeans:
 def pixel_features(attention: torch.Tensor | None, lambda_: float = 1.5, alpha: float = 1.2,
                    intensity: torch.Tensor | None = None, signal: str = "attention") -> torch.Tensor:
     """The pixels' features of Eq. 1: maps (B, H, W) -> (B, H*W, 3), or 4 columns for signal "both"."""
-    if signal not in SIGNALS:
-        raise ValueError(f"Unknown signal {signal!r}: use one of {', '.join(SIGNALS)}.")
-    maps = {"attention": [attention], "intensity": [intensity], "both": [attention, intensity]}[signal]
-    if any(m is None for m in maps):
-        raise ValueError(f'Signal "{signal}" needs {"both maps" if signal == "both" else "its map"}; one was not given.')
+    maps = _signal(attention, intensity, signal)
     b, h, w = maps[0].shape
     y, x = torch.meshgrid(torch.linspace(0, 1, h), torch.linspace(0, 1, w), indexing="ij")
     place = torch.stack([x, y], -1).to(maps[0]).mul(lambda_).expand(b, h, w, 2)
@@ -37,14 +36,23 @@ def pixel_features(attention: torch.Tensor | None, lambda_: float = 1.5, alpha: 
     return torch.cat([place, torch.stack(scaled, -1)], -1).flatten(1, 2)  # (B, H*W, D)
 
 
+def _signal(attention, intensity, signal: str) -> list[torch.Tensor]:
+    """The maps that a signal stands for."""
+    if signal not in SIGNALS:
+        raise ValueError(f"Unknown signal {signal!r}: use one of {', '.join(SIGNALS)}.")
+    maps = {"attention": [attention], "intensity": [intensity], "both": [attention, intensity]}[signal]
+    if any(m is None for m in maps):
+        raise ValueError(f'Signal "{signal}" needs {"both maps" if signal == "both" else "its map"}; one was not given.')
+    return maps
+
+
 def kmeans(points: torch.Tensor, n_clusters: int, n_init: int = 10, max_iter: int = 50, random_state: int = 0) -> KMeans:
     """Lloyd's k-means with k-means++ starts on B sets at once: points (B, N, D); the best of `n_init` starts for each set.
 
     Nothing of size N x K is stored: a running minimum over the clusters. Stops when no label changes.
     """
-    draws = torch.rand((n_init, n_clusters), generator=torch.Generator().manual_seed(random_state)).to(points)
     best = None
-    for u in draws:
+    for u in _draws(n_init, n_clusters, random_state).to(points):
         found = _lloyd(points, _plus_plus(points, u), max_iter)
         if best is None:
             best = found
@@ -54,6 +62,10 @@ def kmeans(points: torch.Tensor, n_clusters: int, n_init: int = 10, max_iter: in
                           torch.where(better[:, None, None], found.centres, best.centres),
                           torch.where(better, found.inertia, best.inertia))
     return best
+
+
+def _draws(n_init: int, n_clusters: int, random_state: int) -> torch.Tensor:
+    return torch.rand((n_init, n_clusters), generator=torch.Generator().manual_seed(random_state))
 
 
 def _plus_plus(points, u):
@@ -101,17 +113,22 @@ def _lloyd(points, centres, max_iter):
     return KMeans(labels, centres, distance.sum(1))
 
 
-def cluster_maps(attention: torch.Tensor, n_clusters: int = 3, lambda_: float = 1.5, alpha: float = 1.2,
+def cluster_maps(attention: torch.Tensor | None, n_clusters: int = 3, lambda_: float = 1.5, alpha: float = 1.2,
                  intensity: torch.Tensor | None = None, signal: str = "attention", n_init: int = 10,
-                 random_state: int = 0, chunk: int = 512) -> torch.Tensor:
+                 random_state: int = 0, max_iter: int = 50, chunk: int = 512) -> torch.Tensor:
     """Cluster of every pixel, numbered from the top of the face down: maps (B, H, W) -> uint8 (B, H, W)."""
-    reference = attention if attention is not None else intensity
+    maps = _signal(attention, intensity, signal)
+    found = lloyd.fit(torch.stack(maps, 1), _draws(n_init, n_clusters, random_state), lambda_, alpha, max_iter)
+    if found is not None:
+        return _from_the_top(*found[:2]).view_as(maps[0])
     parts = []
-    for i in range(0, len(reference), chunk):
-        one = slice(i, i + chunk)
-        points = pixel_features(attention[one] if attention is not None else None, lambda_, alpha,
-                                intensity[one] if intensity is not None else None, signal)
-        found = kmeans(points, n_clusters, n_init, random_state=random_state)
-        order = found.centres[..., 1].argsort(1).argsort(1)  # rank of each cluster's mean height
-        parts.append(order.gather(1, found.labels).to(torch.uint8).view(-1, *reference.shape[1:]))
-    return torch.cat(parts)
+    for several in zip(*(m.split(chunk) for m in maps)):
+        named = dict(zip(("attention", "intensity") if signal == "both" else (signal,), several))
+        one = kmeans(pixel_features(named.get("attention"), lambda_, alpha, named.get("intensity"), signal), n_clusters, n_init, max_iter, random_state)
+        parts.append(_from_the_top(one.labels, one.centres))
+    return torch.cat(parts).view_as(maps[0])
+
+
+def _from_the_top(labels: torch.Tensor, centres: torch.Tensor) -> torch.Tensor:
+    """Labels (B, N) numbered by their clusters' mean height, uint8."""
+    return centres[..., 1].argsort(1).argsort(1).to(torch.uint8).gather(1, labels.long())

@@ -178,15 +178,15 @@ class Views:
         self.parts: torch.Tensor | None = None
 
     def maps(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Attention and intensity of faces: uint8 (B, 48, 48) -> two float (B, 48, 48) on the CPU."""
+        """Attention and intensity of faces: uint8 (B, 48, 48) -> two float (B, 48, 48)."""
         attention, intensity = [], []
         for chunk in images.split(512):
             x = to_float(chunk)
-            intensity.append(x[:, 0].cpu())
+            intensity.append(x[:, 0])
             if self.gate is None:
                 attention.append(torch.zeros_like(intensity[-1]))
             else:
-                attention.append(self.gate.attention_maps((x - self.scaling[0]) / self.scaling[1]).float().cpu())
+                attention.append(self.gate.attention_maps((x - self.scaling[0]) / self.scaling[1]).float())
         return torch.cat(attention), torch.cat(intensity)
 
     def partition(self, images: torch.Tensor, points: np.ndarray | None = None) -> torch.Tensor:
@@ -200,20 +200,20 @@ class Views:
         """Fit clusters if they are due: every pass or REFIT updates from this batch's summed maps ("epoch"), else once."""
         per = self.perturb.clusters_per
         if per == "image" and self.parts is None:
-            self.parts = self.partition(self.images, self.points)
+            self.parts = self.partition(self.images, self.points).to(self.images.device)
         elif per == "dataset" and self.parts is None:
             self._fit(self.images, 0)
         elif per == "epoch":
             self._fit(self.images[faces], step)
 
     def _fit(self, images, step):
-        attention, intensity = (m.mean(0, keepdim=True) for m in self.maps(images))
-        self.parts = PARTITIONS[self.perturb.source](attention, intensity, self.perturb, self.seed + step)
+        attention, intensity = (m.mean(0, keepdim=True).cpu() for m in self.maps(images))
+        self.parts = PARTITIONS[self.perturb.source](attention, intensity, self.perturb, self.seed + step).to(self.images.device)
 
     def masks(self, faces: torch.Tensor) -> torch.Tensor:
         """What each view leaves out of each face: positions (B,) -> bool (B, K, 48, 48)."""
-        parts = self.parts[faces.cpu()] if self.perturb.clusters_per == "image" else self.parts
-        return cut(parts, self.perturb.n_clusters).to(self.images.device).expand(len(faces), -1, -1, -1)
+        parts = self.parts[faces] if self.perturb.clusters_per == "image" else self.parts
+        return cut(parts, self.perturb.n_clusters).expand(len(faces), -1, -1, -1)
 
     def show(self, x: torch.Tensor, masks: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
         """The batch the network sees: x (B, 1, H, W) -> (copies * B, 1, H, W)."""
@@ -224,4 +224,4 @@ def cut(parts: torch.Tensor, n_clusters: int) -> torch.Tensor:
     """Partition uint8 (B, 48, 48) -> masks bool (B, K, 48, 48); masks bool (K, 48, 48) -> (1, K, 48, 48)."""
     if parts.dtype == torch.bool:
         return parts[None]
-    return parts[:, None] == torch.arange(n_clusters, dtype=torch.uint8)[None, :, None, None]
+    return parts[:, None] == torch.arange(n_clusters, dtype=torch.uint8, device=parts.device)[None, :, None, None]

@@ -243,7 +243,7 @@ def execute(spec: RunSpec, data: Dataset, store: Store, measures: dict[str, Call
         pd.DataFrame(history, columns=HISTORY).to_csv(work / "history.csv", index=False)
         (work / "metrics.json").write_text(json.dumps(stored_metrics(logits, data), indent=1))
         if views is not None and views.parts is not None and len(views.parts) < len(data.faces.where("train")):
-            arrays["clusters.parts"] = views.parts.numpy()
+            arrays["clusters.parts"] = views.parts.cpu().numpy()
     for name, measure in (measures or {}).items():
         if not any(key.startswith(f"{name}.") for key in arrays):
             arrays.update({f"{name}.{key}": value for key, value in measure(model.to(device), spec, data).items()})

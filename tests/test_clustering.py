@@ -1,11 +1,17 @@
 """k-means against scikit-learn and known answers, the features of Eq. 1, and clusters as parts of the face."""
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 from sklearn.cluster import KMeans
 from torch.nn import functional as F
 
-from fer_lib.clustering import SIGNALS, cluster_maps, kmeans, pixel_features
+from fer_lib import lloyd
+from fer_lib.clustering import SIGNALS, _draws, cluster_maps, kmeans, pixel_features
 
 
 def smooth(n: int, seed: int = 0, side: int = 48) -> torch.Tensor:
@@ -123,3 +129,78 @@ def test_unknown_signal_and_missing_maps_are_refused():
         pixel_features(torch.rand(1, 4, 4), signal="both")
     with pytest.raises(ValueError, match="needs its map"):
         pixel_features(None, signal="attention")
+
+
+# --- compiled ---
+
+def both_ways(maps: torch.Tensor, k: int, starts: int, max_iter: int):
+    """What numba and plain torch find of the same maps (B, V, H, W)."""
+    features = pixel_features(maps[:, 0], intensity=maps[:, -1], signal="both" if maps.shape[1] == 2 else "attention")
+    return lloyd.fit(maps, _draws(starts, k, 0), 1.5, 1.2, max_iter), kmeans(features, k, starts, max_iter)
+
+
+@pytest.fixture
+def compiled(monkeypatch):
+    pytest.importorskip("numba")
+    monkeypatch.setattr(lloyd, "LEAST", 1)
+
+
+@pytest.mark.parametrize("k, values, side", [(3, 1, 48), (5, 2, 48), (1, 1, 48), (3, 1, 20)])
+def test_compiled_for_the_cpu_it_is_the_same_k_means(compiled, k, values, side):
+    maps = smooth(12, side=side).view(-1, values, side, side)
+    (labels, centres, inertia), reference = both_ways(maps, k, 1, 10)
+    assert torch.equal(labels.long(), reference.labels)
+    assert torch.allclose(centres, reference.centres, atol=1e-4) and torch.allclose(inertia, reference.inertia, rtol=1e-4)
+
+
+def test_compiled_it_finds_scikit_learns_inertia(compiled):
+    maps = smooth(40)[:, None]
+    points = pixel_features(maps[:, 0]).double().numpy()
+    one = np.array([KMeans(3, n_init=1, max_iter=10, random_state=0).fit(p).inertia_ for p in points])
+    ten = np.array([KMeans(3, n_init=10, random_state=0).fit(p).inertia_ for p in points])
+    ours_one, ours_ten = (lloyd.fit(maps, _draws(starts, 3, 0), 1.5, 1.2, steps)[2].numpy() for starts, steps in ((1, 10), (10, 50)))
+    assert (ours_one / ten).mean() < 1.01 * (one / ten).mean() and (ours_ten / ten).mean() < 1.002
+
+
+def test_compiled_maps_are_numbered_and_shaped_as_ever(compiled, monkeypatch):
+    maps = smooth(6)
+    found = cluster_maps(maps, 4, n_init=1)
+    monkeypatch.setattr(lloyd, "LEAST", 1000)
+    assert found.dtype == torch.uint8 and torch.equal(found, cluster_maps(maps, 4, n_init=1))
+
+
+def test_compiled_constant_maps_and_alpha_zero_give_places_alone(compiled):
+    maps = torch.cat([torch.full((1, 1, 48, 48), 0.4), torch.zeros(1, 1, 48, 48)])
+    (labels, _, inertia), reference = both_ways(maps, 3, 1, 10)
+    assert inertia.isfinite().all() and torch.equal(labels.long(), reference.labels)
+
+
+TRITON = """
+import torch
+from fer_lib import lloyd
+from fer_lib.clustering import _draws, kmeans, pixel_features
+torch.manual_seed(0)
+maps = torch.nn.functional.interpolate(torch.rand(2, 2, 6, 6), (48, 48), mode="bicubic")
+for k, values in ((3, 1), (5, 2), (1, 1)):
+    some, draws = maps[:, :values].contiguous(), _draws(2, k, 0)
+    found = torch.empty(2, 2304, dtype=torch.uint8), torch.empty(2, k, 2 + values), torch.empty(2)
+    lloyd._triton()(some, draws, 1.5, 1.2, 10, *found)
+    reference = kmeans(pixel_features(some[:, 0], intensity=some[:, -1], signal="both" if values == 2 else "attention"), k, 2, 10)
+    assert torch.equal(found[0].long(), reference.labels) and torch.allclose(found[1], reference.centres, atol=1e-4)
+    assert torch.allclose(found[2], reference.inertia, rtol=1e-4)
+"""
+
+
+def test_the_kernel_for_gpus_is_the_same_k_means_as_its_interpreter_runs_it():
+    pytest.importorskip("triton")
+    said = subprocess.run([sys.executable, "-c", TRITON], env={**os.environ, "TRITON_INTERPRET": "1", "PYTHONPATH": str(Path(__file__).parents[1])},
+                          capture_output=True, text=True)
+    assert said.returncode == 0, said.stderr[-1500:]
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_on_a_gpu_it_is_the_same_k_means():
+    maps = smooth(600)[:, None]
+    reference = kmeans(pixel_features(maps[:, 0]), 3, 1, 10)
+    labels, _, inertia = lloyd.fit(maps.cuda(), _draws(1, 3, 0), 1.5, 1.2, 10)
+    assert torch.allclose(inertia.cpu(), reference.inertia, rtol=1e-3) and (labels.cpu().long() == reference.labels).float().mean() > 0.999
