@@ -33,7 +33,7 @@ def run(args) -> int:
     if args.compile:
         os.environ[COMPILE] = "1"
     study = run_study(args.preset, args.data, args.results, args.votes, args.maskfer_rows, args.seeds, args.workers, not args.no_faces,
-                      tuple(args.only))
+                      tuple(args.only), args.executor, args.address)
     print(f"The study at preset {args.preset!r} on {study.data.faces.source} faces is complete.")
     for what, pattern in {"tables": "*.csv", "figures": "*.png", "notebooks": "*.ipynb"}.items():
         for folder in (study.root / what, study.root / what / "faces"):
@@ -93,7 +93,7 @@ def train(args) -> int:
     if unknown := [grid for grid in args.grids if grid not in GRIDS]:
         raise ValueError(f"There is no grid {', '.join(unknown)}: choose from {', '.join(GRIDS)}.")
     study = open_study(args.preset, args.data, args.results, args.votes, args.maskfer_rows, args.seeds, args.workers)
-    left = chunks.train(study, args.minutes, tuple(args.grids))
+    left = chunks.train(study, args.minutes, tuple(args.grids), executor=args.executor, address=args.address)
     print(f"{len(left)} runs are still missing" + (": give the same command again." if left else "."))
     if args.pack:
         print(f"{chunks.pack(study, Path(args.pack))} runs packed into {args.pack}: unpack with tar -xf {args.pack} -C results")
@@ -185,6 +185,7 @@ def parser() -> argparse.ArgumentParser:
     command = commands.add_parser("run", parents=[about_study], help="run the notebooks in order")
     command.add_argument("--only", nargs="+", default=[], help="numbers of notebooks: 02 05")
     command.add_argument("--workers", type=int, default=1, help="runs trained at a time (default: 1)")
+    _where(command)
     command.add_argument("--compile", action="store_true", help="train through torch.compile (may pay on a GPU, does not on a CPU)")
     command.add_argument("--no-faces", action="store_true", help="show no individual face of a real data set, as in committed copies")
     command.set_defaults(do=run)
@@ -192,6 +193,7 @@ def parser() -> argparse.ArgumentParser:
     command.add_argument("--minutes", type=float, default=9.0, help="after so many no epoch is begun (default: 9)")
     command.add_argument("--grids", nargs="+", default=[], help=f"of {', '.join(GRIDS)} (default: all)")
     command.add_argument("--workers", type=int, default=1, help="runs trained at a time (default: 1)")
+    _where(command)
     command.add_argument("--pack", default="", help="tar to write the finished runs into, without weights")
     command.set_defaults(do=train)
     command = commands.add_parser("data", help="report what a data set holds")
@@ -207,6 +209,12 @@ def parser() -> argparse.ArgumentParser:
     commands.add_parser("bench", help="how fast the study is, as ratios").set_defaults(do=measure)
     commands.add_parser("verify", parents=[about_study], help="compute stored metrics and tables again").set_defaults(do=check)
     return top
+
+
+def _where(command: argparse.ArgumentParser) -> None:
+    """The arguments that say what trains."""
+    command.add_argument("--executor", default="processes", choices=("processes", "ray"), help="what trains: processes of this machine (default), or ray")
+    command.add_argument("--address", default="", help="of a running Ray cluster (default: the one this machine belongs to, else this machine alone)")
 
 
 def main(words: list[str] | None = None) -> int:

@@ -36,14 +36,15 @@ def by_worth(study: Study, grids: tuple[str, ...] = ()) -> list[tuple[str, list[
     return found
 
 
-def train(study: Study, minutes: float, grids: tuple[str, ...] = (), device: str | None = None) -> list[RunSpec]:
+def train(study: Study, minutes: float, grids: tuple[str, ...] = (), device: str | None = None, executor: str = "processes",
+          address: str = "") -> list[RunSpec]:
     """Train what the store lacks, most worth first, until `minutes` are over; returns what is still missing.
 
     Everything that any grid measures of a run is measured when it ends, while its weights are at hand.
     """
     measures, chunks = study.measures(), by_worth(study, grids)
     groups = [[(spec, measures.get(spec.key, {})) for spec in specs] for _, specs in chunks]
-    Schedule(groups, study.data, study.store, study.workers, device, time.time() + 60 * minutes).run()
+    Schedule(groups, study.data, study.store, study.workers, device, time.time() + 60 * minutes, executor, address).run()
     for name, specs in chunks:
         log.info("%s: %d of %d runs are there", name, sum(study.store.get(spec) is not None for spec in specs), len(specs))
     return [spec for _, specs in chunks for spec in specs if study.store.get(spec) is None]

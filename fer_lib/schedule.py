@@ -1,4 +1,4 @@
-"""Which run is trained when: parents before children, several at a time, the longest chains first; a worker that dies costs one run.
+"""Which run is trained when and where: parents before children, several at a time, the longest chains first; a worker that dies costs one run.
 
     run, = complete([spec], data, Store("results/reduced"), workers=2)
 """
@@ -9,6 +9,7 @@ import time
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from dataclasses import dataclass, field
 from functools import lru_cache
+from pathlib import Path
 from typing import Callable, Iterable
 
 import numpy as np
@@ -22,7 +23,6 @@ from .runs import Run, RunSpec, Store, execute
 log = logging.getLogger(__name__)
 
 Measure = Callable[[Network, RunSpec, Dataset], dict[str, np.ndarray]]
-TRIES = 2  # a run whose worker died is begun once more, from its checkpoint
 
 
 def complete(specs: Iterable[RunSpec], data: Dataset, store: Store, measures: dict[str, Measure] | None = None, workers: int = 1,
@@ -36,8 +36,8 @@ def complete(specs: Iterable[RunSpec], data: Dataset, store: Store, measures: di
     Raises ValueError when a spec belongs to other data, and whatever stopped a run, once every other run has ended.
     """
     specs = list(specs)
-    schedule = Schedule([[(spec, measures or {}) for spec in specs]], data, store, workers, device)
-    schedule.run(here=workers == 1)
+    schedule = Schedule([[(spec, measures or {}) for spec in specs]], data, store, workers, device, executor="here" if workers == 1 else "processes")
+    schedule.run()
     for key, error in schedule.failed.items():
         error.add_note(f"It stopped {key}.")
         raise error
@@ -61,34 +61,38 @@ class Schedule:
 
     groups      lists of (spec, measures) in order of worth: a group's runs begin before those of the next, the longest chain first
     deadline    time.time() after which nothing is begun and what is being trained stops at its checkpoint
-    The others as in `complete`.
+    executor    one of EXECUTORS; `address` is that of a running Ray cluster ("" looks for one, or starts one on this machine)
+    The others as in `complete`; of a cluster `workers` is how many runs share a GPU.
     """
 
     def __init__(self, groups: list[list[tuple[RunSpec, dict[str, Measure]]]], data: Dataset, store: Store, workers: int = 1,
-                 device: str | None = None, deadline: float | None = None):
+                 device: str | None = None, deadline: float | None = None, executor: str = "processes", address: str = ""):
+        if executor not in EXECUTORS:
+            raise ValueError(f"Unknown executor {executor!r}: use one of {', '.join(EXECUTORS)}.")
         specs = [spec for group in groups for spec, _ in group]
         if wrong := [spec for spec in specs if spec.data != data.fingerprint]:
             raise ValueError(f"{len(wrong)} specs were made for data {wrong[0].data}, not for {data.fingerprint}: build them from this data set.")
         self.data, self.store, self.workers, self.deadline = data, store, workers, deadline
-        self.device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+        self.device, self.executor, self.address = device or ("cuda" if torch.cuda.is_available() else "cpu"), executor, address
         self.jobs, self.failed, self.stopped = _jobs(groups, store), {}, threading.Event()
         self.open = set(self.jobs)
 
-    def run(self, here: bool = False) -> None:
-        """Execute all of it, in worker processes or `here`, in this one. An error is kept in `failed` and costs only the runs that wait for it."""
+    def run(self) -> None:
+        """Execute all of it. An error is kept in `failed` and costs only the runs that wait for it."""
         waiting, running, began = dict(self.jobs), {}, time.perf_counter()
-        pool = _Here(self) if here or not waiting else _Processes(self)
+        pool = EXECUTORS[self.executor if waiting else "here"](self)
         try:
             while not self.stopped.is_set():
                 ready = sorted((job for job in waiting.values() if not job.parents & self.open), key=lambda job: (job.group, -job.chain))
-                for job in ready[:pool.slots - len(running)]:
+                for job in ready[: max(0, pool.slots - len(running))]:
+                    job.tries += 1
                     running[pool.submit(waiting.pop(job.spec.key))] = job
                 if not running:
                     break
                 for future in wait(running, 0.5, FIRST_COMPLETED)[0]:
                     job = running.pop(future)
                     key, error = job.spec.key, future.exception()
-                    if pool.freed(future) and job.tries < TRIES:
+                    if pool.freed(future) and job.tries < pool.tries:
                         log.warning("The worker of %s died: it is begun again from its checkpoint.", key)
                         waiting[key] = job
                         continue
@@ -164,7 +168,7 @@ def _waiting_for(key: str, waiting: dict[str, Job]) -> list[str]:
 class _Here:
     """Runs one after the other in this process."""
 
-    slots = 1
+    slots, tries = 1, 1
 
     def __init__(self, schedule: Schedule):
         self.schedule = schedule
@@ -187,6 +191,8 @@ class _Here:
 class _Processes:
     """Worker processes, each in a pool of its own, so that one that dies takes nothing but its run along. They get the data set once."""
 
+    tries = 2  # a run whose worker died is begun once more, from its checkpoint
+
     def __init__(self, schedule: Schedule):
         self.slots, self.idle, self.busy = min(schedule.workers, len(schedule.jobs)), [], {}
         threads = max(1, (os.cpu_count() or 1) // schedule.workers)
@@ -195,7 +201,6 @@ class _Processes:
     def submit(self, job: Job) -> Future:
         from loky import ProcessPoolExecutor
 
-        job.tries += 1
         process = self.idle.pop() if self.idle else ProcessPoolExecutor(1, timeout=None, initializer=_begin, initargs=self.given, env=GROWS)
         future = process.submit(_execute, job.spec, job.measures)
         self.busy[future] = process
@@ -229,3 +234,52 @@ def _begin(*given) -> None:
 def _execute(spec: RunSpec, measures: dict[str, Measure]) -> str:
     data, store, device, threads, deadline = _GIVEN
     return execute(spec, data, store, measures, device, threads, deadline)
+
+
+class _Ray:
+    """Tasks of a Ray cluster, several to a GPU, or one to a core where there are no GPUs. The data set lies once in the object store; runs are
+    written to the store's folder, which every node must see under the same path. A run whose node died begins elsewhere, from its checkpoint."""
+
+    tries = 5  # nodes may be taken away more than once
+
+    def __init__(self, schedule: Schedule):
+        try:
+            import ray
+        except ImportError as error:
+            raise ValueError("Ray is not installed: pip install -e '.[cluster]'.") from error
+        self.ray, self.own = ray, not ray.is_initialized()
+        if self.own:
+            ray.init(address=schedule.address or None, log_to_driver=False, include_dashboard=False if not schedule.address else None,
+                     runtime_env={"env_vars": {"PYTHONPATH": str(Path(__file__).resolve().parents[1])}})
+        gpus = bool(ray.cluster_resources().get("GPU"))
+        self.needs = {"num_gpus": 1 / schedule.workers, "num_cpus": 0} if gpus else {"num_cpus": 1}
+        self.task = ray.remote(max_retries=0, **self.needs)(execute)
+        self.data, self.refs = ray.put(schedule.data), {}
+        self.given = (Store(schedule.store.root.resolve()), "cuda" if gpus else "cpu", schedule.deadline)
+
+    @property
+    def slots(self) -> int:
+        """Runs that the nodes of this moment can hold."""
+        has = self.ray.cluster_resources()
+        return int(has.get("GPU", 0) / self.needs["num_gpus"] + 1e-6) if "num_gpus" in self.needs else int(has.get("CPU", 0))
+
+    def submit(self, job: Job) -> Future:
+        store, device, deadline = self.given
+        ref = self.task.remote(job.spec, self.data, store, job.measures, device, None if device == "cuda" else 1, deadline)
+        future = ref.future()
+        self.refs[future] = ref
+        return future
+
+    def freed(self, future: Future) -> bool:
+        known = self.ray.exceptions
+        del self.refs[future]
+        return isinstance(future.exception(), (known.WorkerCrashedError, known.NodeDiedError, known.OutOfMemoryError, known.ObjectLostError))
+
+    def close(self, kill: bool) -> None:
+        for ref in self.refs.values():
+            self.ray.cancel(ref, force=True)
+        if self.own:
+            self.ray.shutdown()
+
+
+EXECUTORS = {"here": _Here, "processes": _Processes, "ray": _Ray}

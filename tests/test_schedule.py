@@ -67,7 +67,7 @@ def test_the_longest_chain_goes_first_and_groups_before_length(spec, tmp_path):
 
 def test_measures_that_several_groups_want_of_a_run_are_all_taken(spec, data, tmp_path):
     store = Store(tmp_path)
-    Schedule([[(spec, {})], [(spec, {"seen": seen})]], data, store, device="cpu").run(here=True)
+    Schedule([[(spec, {})], [(spec, {"seen": seen})]], data, store, device="cpu", executor="here").run()
     assert store.get(spec).measured("seen")["process"] == os.getpid()
 
 
@@ -75,9 +75,9 @@ def test_an_error_costs_the_runs_that_wait_for_it_and_no_other(spec, data, tmp_p
     gate = replace(spec, attention="input", recipe=replace(spec.recipe, epochs=1))
     child, grandchild = replace(spec, perturb=Perturb(), gate=gate), replace(spec, start=replace(spec, perturb=Perturb(), gate=gate), seed=9)
     other, store = replace(spec, seed=2), Store(tmp_path)
-    schedule = Schedule([[(gate, {"fails": fails}), (child, {}), (grandchild, {}), (other, {})]], data, store, device="cpu")
+    schedule = Schedule([[(gate, {"fails": fails}), (child, {}), (grandchild, {}), (other, {})]], data, store, device="cpu", executor="here")
     assert schedule.open == {one.key for one in (gate, child, grandchild, other)}
-    schedule.run(here=True)
+    schedule.run()
     assert list(schedule.failed) == [gate.key] and not schedule.open
     assert [store.get(one) is not None for one in (gate, child, grandchild, other)] == [False, False, False, True]
     with pytest.raises(RuntimeError, match="does not work") as raised:
@@ -86,8 +86,8 @@ def test_an_error_costs_the_runs_that_wait_for_it_and_no_other(spec, data, tmp_p
 
 
 def test_nothing_begins_after_the_deadline(spec, data, tmp_path):
-    schedule = Schedule([[(spec, {})]], data, Store(tmp_path), device="cpu", deadline=time.time() - 1)
-    schedule.run(here=True)
+    schedule = Schedule([[(spec, {})]], data, Store(tmp_path), device="cpu", deadline=time.time() - 1, executor="here")
+    schedule.run()
     assert not schedule.failed and not schedule.open and not (tmp_path / "runs").exists()
 
 

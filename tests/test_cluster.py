@@ -1,0 +1,52 @@
+"""Runs on a Ray cluster of several nodes, each a process group of its own on this machine; one is killed in the middle of a run."""
+import threading
+import time
+from dataclasses import replace
+
+import pytest
+
+from fer_lib.dataset import open_dataset
+from fer_lib.runs import RunSpec, Store, spec_versions
+from fer_lib.schedule import Schedule, complete
+from fer_lib.training import Recipe
+
+ray = pytest.importorskip("ray")
+
+
+@pytest.fixture
+def cluster():
+    """A head that trains nothing and two nodes of one core."""
+    from ray.cluster_utils import Cluster
+
+    made = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
+    nodes = [made.add_node(num_cpus=1) for _ in range(2)]
+    made.wait_for_nodes()
+    yield made, nodes
+    ray.shutdown()
+    made.shutdown()
+
+
+def test_a_node_that_is_killed_costs_a_second_try_of_its_run_and_nothing_else(cluster, tmp_path, caplog):
+    made, nodes = cluster
+    data = open_dataset(None, (70, 21, 21))
+    recipe = Recipe("tiny", epochs=60, batch=32, lr=0.02, ema=0.9, test="single", precision="fp32")
+    base = RunSpec(data=data.fingerprint, model="vgg16", width=0.1, depth=8, recipe=recipe, versions=spec_versions(data))
+    short = replace(recipe, epochs=2)
+    specs = [base, replace(base, seed=1), replace(base, seed=2, recipe=short), replace(base, seed=3, recipe=short),
+             replace(base, seed=4, start=base, recipe=short)]  # the last waits for the first
+    store = Store(tmp_path / "cluster")
+    schedule = Schedule([[(spec, {}) for spec in specs]], data, store, executor="ray", address=made.address)
+    thread = threading.Thread(target=schedule.run)
+    caplog.set_level("INFO", "fer_lib")
+    thread.start()
+    while len(begun := store.interrupted()) < 2 or min(begun.values()) < 3:  # a long run on each node
+        assert thread.is_alive()
+        time.sleep(0.02)
+    made.remove_node(nodes[0], allow_graceful=False)
+    thread.join(120)
+    assert not thread.is_alive() and not schedule.failed and all(store.get(spec) for spec in specs)
+    said = [record.getMessage() for record in caplog.records]
+    ended = [line.split("ended: ")[1].split(" ")[0] for line in said if " ended: " in line]
+    assert sum("died" in line for line in said) == 1 and sorted(ended) == sorted(spec.key for spec in specs)  # each once
+    alone = complete(specs, data, Store(tmp_path / "alone"), device="cpu")
+    assert all((run.logits(name) == store.get(run.spec).logits(name)).all() for run in alone for name in ("val_unmasked", "test_masked"))
