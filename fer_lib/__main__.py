@@ -14,17 +14,16 @@ import argparse
 import json
 import logging
 import os
+import re
 import shlex
 import sys
 from pathlib import Path
 
 import pandas as pd
 
-from . import chunks, fer2013, pairs
-from .bench import privileged_step
-from .models import build_model
+from . import bench, chunks, fer2013, pairs
 from .runs import COMPILE, Store
-from .study import GRIDS, PRESETS, NotebookFailed, open_study, results_folder, run_study, used
+from .study import GRIDS, PRESETS, NotebookFailed, open_study, results_folder, run_study, to_csv, used, write_whole
 from .verify import verify
 
 
@@ -82,9 +81,17 @@ def folds(args) -> int:
 
 
 def measure(args) -> int:
-    """Print the ratios of `bench`."""
-    for name, model in (("the small VGG", build_model("vgg16", 0.5, 8)), ("ResNet-10", build_model("resnet", 0.375, 10, "pooled"))):
-        print(f"a training step with privileged attribution costs {privileged_step(model):.2f} times one with cross-entropy ({name}, this CPU)")
+    """Measure, print the table, and keep it by the machine's name."""
+    frame = bench.measure(tuple(args.benches))
+    print(frame.drop(columns=["device", "threads", "torch"]).to_string(index=False, float_format="%.3g", na_rep=""))
+    print(f"{frame['device'][0]}, {frame['threads'][0]} threads, torch {frame['torch'][0]}")
+    path = results_folder(args.results) / "bench" / f"{re.sub('[^a-z0-9]+', '-', frame['device'][0].lower()).strip('-')}.csv"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.exists():
+        before = pd.read_csv(path)
+        frame = pd.concat([before[~before["bench"].isin(frame["bench"])], frame])
+    write_whole(path, to_csv(frame))
+    print(f"kept in {_short(path)}")
     return 0
 
 
@@ -206,7 +213,10 @@ def parser() -> argparse.ArgumentParser:
     command.add_argument("--folds", type=int, default=10, help="how many (default: 10)")
     command.set_defaults(do=folds)
     commands.add_parser("runs", parents=[about_study], help="list finished, begun and missing runs").set_defaults(do=runs)
-    commands.add_parser("bench", help="how fast the study is, as ratios").set_defaults(do=measure)
+    command = commands.add_parser("bench", help="how fast the study is, as ratios measured side by side")
+    command.add_argument("benches", nargs="*", help=f"of {', '.join(bench.BENCHES)} (default: all)")
+    command.add_argument("--results", default="", help="folder of results (default: results/ of the checkout)")
+    command.set_defaults(do=measure)
     commands.add_parser("verify", parents=[about_study], help="compute stored metrics and tables again").set_defaults(do=check)
     return top
 

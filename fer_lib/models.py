@@ -7,6 +7,7 @@ Every network is stem -> stages -> head. `forward_features` gives the last stage
 network has gates. Every non-linearity is an `nn.ReLU` module of its own, none in place: Captum needs that.
 A new architecture is one function and one entry in `MODELS`.
 """
+from functools import lru_cache
 from importlib import import_module
 
 import torch
@@ -219,6 +220,16 @@ def build_model(name: str, width: float = 1.0, depth: int = 0, stem: str = "cifa
             elif isinstance(module, nn.ReLU):
                 module.inplace = False
     return model
+
+
+@lru_cache
+def forward_flops(name: str, width: float = 1.0, depth: int = 0, stem: str = "cifar", attention: str = "none", size: int = 48) -> int:
+    """Floating-point operations of one face's way through a network (a multiplication and an addition are two)."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    with torch.device("meta"), torch.no_grad(), FlopCounterMode(display=False) as counter:
+        build_model(name, width, depth, stem, attention).eval()(torch.empty(1, 1, size, size))
+    return counter.get_total_flops()
 
 
 @torch.no_grad()

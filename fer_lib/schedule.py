@@ -8,7 +8,6 @@ import threading
 import time
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from dataclasses import dataclass, field
-from functools import lru_cache
 from pathlib import Path
 from typing import Callable, Iterable
 
@@ -16,8 +15,7 @@ import numpy as np
 import torch
 
 from .dataset import Dataset
-from .faces import SIZE
-from .models import Network, build_model
+from .models import Network, forward_flops
 from .runs import Run, RunSpec, Store, execute
 
 log = logging.getLogger(__name__)
@@ -144,16 +142,7 @@ def _jobs(groups, store: Store) -> dict[str, Job]:
 def _cost(spec: RunSpec) -> float:
     """What a run takes beside others, by its network's multiplications and its epochs."""
     held = 1.4 if spec.objective == "privileged" else 1.0  # the double backward
-    return held * (spec.recipe.epochs + 0.5) * _multiplications(spec.model, spec.width, spec.depth, spec.stem, spec.attention)
-
-
-@lru_cache
-def _multiplications(*network) -> int:
-    from torch.utils.flop_counter import FlopCounterMode
-
-    with torch.device("meta"), torch.no_grad(), FlopCounterMode(display=False) as counter:
-        build_model(*network).eval()(torch.empty(1, 1, SIZE, SIZE))
-    return counter.get_total_flops()
+    return held * (spec.recipe.epochs + 0.5) * forward_flops(spec.model, spec.width, spec.depth, spec.stem, spec.attention)
 
 
 def _waiting_for(key: str, waiting: dict[str, Job]) -> list[str]:
