@@ -3,6 +3,7 @@
     python -m fer_lib run --preset smoke                      # synthetic faces, no data needed
     python -m fer_lib run --preset reduced --data fer2013.csv --only 02 05
     python -m fer_lib data fer2013.csv
+    python -m fer_lib explain me.jpg --out me_map.png         # one picture, with a network that comes along
     python -m fer_lib folds msd_e/pairs.csv                   # real masked faces, see pairs.py
     python -m fer_lib train --preset full --data fer2013.csv --minutes 9 --pack runs.tar      # see chunks.py
     python -m fer_lib runs --preset reduced --data fer2013.csv
@@ -67,6 +68,15 @@ def data(args) -> int:
         print(f"Differs from FER2013 itself in\n{off.to_string(index=False)}")
     elif tidy["expected"].notna().any():
         print("All as in FER2013 itself.")
+    return 0
+
+
+def explain(args) -> int:
+    """Draw what a network sees in one picture."""
+    from .explore import explain_file  # captum takes a second to come
+
+    print(explain_file(args.picture, args.out, args.model, args.method, args.target, args.results))
+    print(f"  {args.out}")
     return 0
 
 
@@ -180,7 +190,7 @@ def _short(path: Path) -> str:
 
 def parser() -> argparse.ArgumentParser:
     top = argparse.ArgumentParser(prog="python -m fer_lib", description="Facial expressions behind masks: the study's command line.")
-    commands = top.add_subparsers(required=True, metavar="run | data | folds | train | runs | verify | bench")
+    commands = top.add_subparsers(required=True, metavar="run | data | explain | folds | train | runs | verify | bench")
     about_study = argparse.ArgumentParser(add_help=False)
     about_study.add_argument("--preset", default="smoke", help=f"how strong: {', '.join(PRESETS)} (default: smoke)")
     about_study.add_argument("--data", default="", help="FER2013 in any form (default: the variable FER2013, else synthetic faces)")
@@ -208,6 +218,14 @@ def parser() -> argparse.ArgumentParser:
     command.add_argument("--votes", default="", help="FER+'s fer2013new.csv")
     command.add_argument("--json", action="store_true", help="as JSON")
     command.set_defaults(do=data)
+    command = commands.add_parser("explain", help="what a network sees in one picture: its map and the probabilities")
+    command.add_argument("picture", help="PNG or JPEG with a face")
+    command.add_argument("--out", required=True, help="PNG to write")
+    command.add_argument("--model", default="unmasked", help="unmasked, masked or perturb, or a file kept by notebook 06 (default: unmasked)")
+    command.add_argument("--method", default="integrated_gradients", help="saliency, integrated_gradients, smoothgrad, guided_backprop, grad_cam, occlusion")
+    command.add_argument("--target", default="", help="emotion to explain (default: the one the network gives)")
+    command.add_argument("--results", default="", help="folder of results (default: results/ of the checkout)")
+    command.set_defaults(do=explain)
     command = commands.add_parser("folds", help="split paired pictures, with and without a real mask, into folds by person")
     command.add_argument("path", help="csv with the columns person,emotion,unmasked,masked beside the pictures")
     command.add_argument("--folds", type=int, default=10, help="how many (default: 10)")
@@ -224,7 +242,7 @@ def parser() -> argparse.ArgumentParser:
 def _where(command: argparse.ArgumentParser) -> None:
     """The arguments that say what trains."""
     command.add_argument("--executor", default="processes", choices=("processes", "ray"), help="what trains: processes of this machine (default), or ray")
-    command.add_argument("--address", default="", help="of a running Ray cluster (default: the one this machine belongs to, else this machine alone)")
+    command.add_argument("--address", default="", help="of a running Ray cluster, or auto (default: this machine alone)")
 
 
 def main(words: list[str] | None = None) -> int:

@@ -1,7 +1,11 @@
-"""Figures: one function a kind, each takes a tidy frame (or maps) and returns a matplotlib Figure. Nothing is shown or saved here.
+"""Figures: one function a kind, each takes a tidy frame (or maps) and returns a matplotlib Figure. Nothing is shown here, and
+saved by `save_figure` alone.
 
 One colour an emotion, one a model, across the study; both sets can be told apart by colour-blind readers. Fractions become percent here.
 """
+import os
+from pathlib import Path
+
 import matplotlib
 import matplotlib.pyplot as plt
 import numpy as np
@@ -26,6 +30,14 @@ def style() -> None:
     sns.set_theme(context="notebook", style="whitegrid", rc={
         "figure.dpi": 80, "axes.titlesize": 12, "axes.titleweight": "bold", "axes.titlelocation": "left", "axes.spines.top": False,
         "axes.spines.right": False, "grid.color": "#e6e6e6", "figure.constrained_layout.use": True, "legend.frameon": False})
+
+
+def save_figure(figure: Figure, path: Path) -> None:
+    """Write a figure as a PNG, whole or not at all; it is laid out then, and showing it need not do that again."""
+    temporary = path.with_name(f".{path.stem}.{os.getpid()}.png")
+    figure.savefig(temporary, dpi=150, bbox_inches="tight")
+    os.replace(temporary, path)
+    figure.set_layout_engine("none")
 
 
 def percent(axis) -> None:
@@ -757,6 +769,22 @@ def randomisation(frame: pd.DataFrame, title: str) -> Figure:
     percent(axis.xaxis)
     axis.legend(loc="upper left", bbox_to_anchor=(1, 1))
     return _headline(figure, title)
+
+
+def one_face(face: np.ndarray, overlaid: np.ndarray, p: np.ndarray, title: str) -> Figure:
+    """A face uint8 [48, 48], its map over it [48, 48, 3], and the network's probabilities [7]."""
+    figure, axes = plt.subplots(1, 3, figsize=(10, 3.4), width_ratios=(1, 1, 1.2), layout="constrained")
+    for axis, image, name in zip(axes, (face, overlaid), ("the face as the network sees it", title)):
+        axis.imshow(image, cmap="gray", vmin=0, vmax=255)
+        axis.set_title(name, fontsize=11, fontweight="normal", loc="center")
+        axis.set_axis_off()
+    axes[2].barh(EMOTIONS, p, color=[EMOTION_COLOURS[emotion] for emotion in EMOTIONS])
+    axes[2].invert_yaxis()
+    axes[2].set(xlim=(0, 1), xlabel="probability")
+    axes[2].spines[["top", "right"]].set_visible(False)
+    percent(axes[2].xaxis)
+    axes[1].text(0.5, -0.03, "red speaks for it, blue against", transform=axes[1].transAxes, ha="center", va="top", fontsize=9)
+    return figure
 
 
 def map_similarities(frame: pd.DataFrame, floor: pd.DataFrame, title: str) -> Figure:

@@ -349,16 +349,15 @@ class Study:
         """
         import matplotlib.pyplot as plt
 
+        from .plots import save_figure
+
         plt.close(figure)
         private = faces and self.data.faces.source != "synthetic"
         if private and not self.show_faces:
             return "This figure shows individual faces of the data set: it is drawn on your own machine only (show_faces=True)."
         path = self.root / "figures" / ("faces" if private else "") / f"{name}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".{name}.{os.getpid()}.png")
-        figure.savefig(temporary, dpi=150, bbox_inches="tight")
-        os.replace(temporary, path)
-        figure.set_layout_engine("none")  # it is laid out: showing it need not do that again
+        save_figure(figure, path)
         return figure
 
 
