@@ -54,6 +54,7 @@ HELD_IN_FOLDER = ("fer2013.csv", "fer2013.csv.gz", "fer2013.csv.xz", "fer2013.cs
 IMAGE_ENDINGS = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".pgm")
 BLOCK = 1 << 19    # bytes of csv parsed at a time: about 60 faces, whose arrays stay in the processor's cache
 CACHE_VERSION = 1  # raised by hand when a loader gives other arrays for the same file
+FOLDERS = {"train": ("train", "training"), "val": ("val", "valid", "validation"), "test": ("test", "testing")}  # names of split folders
 TRAILER = 64       # bytes at the end of a cache file that hold the source's name
 
 SYNONYMS = {"angry": "angry", "anger": "angry", "disgust": "disgust", "disgusted": "disgust", "fear": "fear",
@@ -83,7 +84,7 @@ def load(path: str | Path, splits: dict[str, str] | None = None, cache: str | Pa
     """The faces at `path`: a csv, an archive that holds one, a folder that holds either, or a tree of images.
 
     splits    only for image trees whose file names do not say the split: {"train": folder, "test": folder,
-              "val": folder}, folders relative to `path`. Without "val" a seeded tenth of train is held out, without
+              "val": folder}, folders relative to `path`; by default those named so, if the tree has them. Without "val" a seeded tenth of train is held out, without
               "test" a fifth before that: drawn per emotion, or by person where every file name starts with one as in
               CK+ (S005_001_..png).
     cache     a folder; the arrays are kept there as one uint8 file, mapped read-only by later loads of the same data.
@@ -400,6 +401,7 @@ def _tree(files: dict[str, Callable[[], bytes]], path: Path, splits: dict | None
     labels = _labels(names, path, emotions)                  # int64 [n], -1 is left out
     names, labels = names[labels >= 0], labels[labels >= 0]
     named = [NAMED.fullmatch(PurePosixPath(name).stem) for name in names]
+    splits = _stated(names) if splits is None and not any(named) else splits
     if splits is not None:
         split = _split_by_folder(names, labels, path, splits)  # int64 [n], -1 is left out
         numbers, source = np.zeros(len(names), np.int64), named_after(path.stem, "faces")
@@ -452,6 +454,13 @@ def _labels(names: np.ndarray, path: Path, emotions: str | dict | None) -> np.nd
     if left_out := np.count_nonzero(labels < 0):
         log.warning("%s: %d images of contempt or another class beyond the seven are left out.", path, left_out)
     return labels
+
+
+def _stated(names: np.ndarray) -> dict[str, str] | None:
+    """The folders at the top of a tree that are named after splits, where train and test are among them."""
+    top = {PurePosixPath(name).parts[0] for name in names}
+    found = {split: folder for folder in sorted(top) for split, known in FOLDERS.items() if folder.lower() in known}
+    return found if {"train", "test"} <= found.keys() else None
 
 
 def _split_by_folder(names: np.ndarray, labels: np.ndarray, path: Path, splits: dict[str, str]) -> np.ndarray:

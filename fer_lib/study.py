@@ -54,7 +54,6 @@ class Preset:
     n_clusters: tuple[int, ...] = (1, 2, 3, 4, 5, 6, 7, 8)
     seeds: tuple[int, ...] = (0,)
     second: str = "resnet"                                    # network on which the controls are run once more
-    second_arms: tuple[str, ...] = ()                         # and which of these; () is all that `arms` allows
     arms: tuple[str, ...] = ()                                # controls and ablations that are run; () is all of them
     occluded: tuple[str, ...] = ("brows", "eyes", "nose", "mouth", "upper_half", "lower_half")  # regions left out of training
     explained: tuple[str, ...] = ()                           # networks of 06; () is all of them
@@ -85,7 +84,7 @@ PRESETS = {
          "dpn": {"depth": 26, "width": 0.125, "epochs": 8},
          "resmasking": {"depth": 10, "width": 0.125, "epochs": 5, "grow": (32, 32, 32, 48)}},  # its map must divide by 8
         longer={"epochs": 16, "grow": (32, 40, 48, 48)}, sweep={"depth": 8, "width": 0.5, "epochs": 8},
-        second_arms=("perturb",), occluded=("brows", "eyes", "nose", "mouth"), paired={"depth": 18, "width": 0.25, "epochs": 10},
+        occluded=("brows", "eyes", "nose", "mouth"), paired={"depth": 18, "width": 0.25, "epochs": 10},
         grid_seeds={grid: (0, 1, 2) if grid in ("02_leak", "05_second", "07", "08") else (0, 1, 2, 3, 4) for grid in REPLICATED}),
     "full": Preset("FER2013 on one GPU: full width, several seeds", replace(RECIPES["fast"], epochs=40), seeds=(0, 1, 2)),
     "paper": Preset("the author's protocol, 200 epochs", RECIPES["paper"], stem="cifar", longer={"epochs": 400}, views="leave_one_out"),
@@ -170,8 +169,7 @@ def controls(preset: Preset, data: Dataset, seed: int = 0, base: RunSpec | None 
 
 def second(preset: Preset, data: Dataset, seed: int = 0) -> dict[str, RunSpec]:
     """05: the same on a second network, at its size of 02."""
-    some = replace(preset, arms=preset.second_arms or preset.arms)
-    return controls(some, data, seed, spec(preset, data, preset.second, seed))
+    return controls(preset, data, seed, spec(preset, data, preset.second, seed))
 
 
 def ablations(preset: Preset, data: Dataset, seed: int = 0) -> dict[str, RunSpec]:

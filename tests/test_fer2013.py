@@ -218,7 +218,7 @@ BROKEN = {
     "tar climbs later": (lambda d: write_tar(d / "f.tgz", {"fer2013.csv": WHOLE, "/e": b"x"}), {}, "points outside"),
     "tar with link": (lambda d: linked_tar(d / "f.tar.gz"), {}, "is a link"),
     "empty folder": (lambda d: d, {}, "holds neither"),
-    "tree without names": (lambda d: write_tree(d, tree(each=1)), {}, "do not say the split"),
+    "tree without names": (lambda d: write_tree(d, tree(parts=("left", "right"), each=1)), {}, "do not say the split"),
     "tree with some names": (lambda d: write_tree(d, named_tree() | {"train/sad/a.png": picture(IMAGES[0])}), {},
                              "1 of 22 file names, such as train/sad/a.png"),
     "same name twice": (lambda d: write_tree(write_tree(d, named_tree()) / "again", named_tree()).parent, {},
@@ -350,6 +350,14 @@ def test_stated_val_folder_is_used_and_the_rest_left_out(tmp_path, caplog):
     made = write_tree(tmp_path, tree(parts=("train", "val", "test", "extra"), each=2))
     faces = load(made, splits={"train": "train", "val": "val/", "test": "./test"})
     assert faces.counts().tolist() == [[2] * 7] * 3 and "14 images outside the stated folders" in caplog.text
+
+
+def test_folders_named_after_splits_need_no_statement(tmp_path, caplog):
+    made = write_tree(tmp_path / "mine", tree(parts=("Train", "valid", "test"), each=2))
+    stated = load(made, splits={"train": "Train", "val": "valid", "test": "test"})
+    assert load(made).fingerprint == stated.fingerprint and load(made).source == "mine"
+    with pytest.raises(DataError, match="say which folder is which"):
+        load(write_tree(tmp_path / "other", tree(parts=("train", "rest"), each=2)))
 
 
 def test_people_of_ck_plus_stay_in_one_split(tmp_path):

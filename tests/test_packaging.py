@@ -16,7 +16,7 @@ from fer_lib.__main__ import parser
 
 ROOT = Path(__file__).resolve().parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-IMPORTED_AS = {"triton": "torch", "sklearn": "scikit-learn", "PIL": "pillow", "cv2": "opencv-python-headless", "yaml": "papermill"}  # papermill needs PyYAML
+IMPORTED_AS = {"triton": "torch", "torch_kmeans": "torch-kmeans", "sklearn": "scikit-learn", "PIL": "pillow", "cv2": "opencv-python-headless", "yaml": "papermill"}  # papermill needs PyYAML
 BY_HAND = {"mediapipe"}  # installed with --no-deps, see landmarks.py
 
 

@@ -1,0 +1,33 @@
+"""The README: its worked examples run, its citation is complete."""
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+
+from fer_lib import models, objectives
+
+ROOT = Path(__file__).parents[1]
+
+
+def test_the_worked_examples_run_in_their_order(tmp_path, monkeypatch, capsys):
+    for known in (models.MODELS, models.DEPTHS, objectives.OBJECTIVES):
+        for name in ("small_net", "focal"):
+            monkeypatch.setitem(known, name, None)  # what the examples add is taken away again
+    monkeypatch.chdir(tmp_path)
+    blocks, names = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.S), {}
+    for block in blocks:
+        exec(compile(block, "README.md", "exec"), names)
+    assert len(blocks) == 5 and names["run"].spec.model == "small_net" and "test_masked" in capsys.readouterr().out
+    assert not (names["data"].masked[names["covered"]]).any()
+
+
+def test_citation_has_what_the_format_asks_for():
+    about = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    assert {"cff-version", "message", "title", "authors", "license", "version"} <= about.keys()
+    assert about["version"] == re.search(r'version = "(.+)"', (ROOT / "pyproject.toml").read_text())[1]
+
+
+@pytest.mark.parametrize("path", re.findall(r"!\[.*?\]\((.*?)\)", (ROOT / "README.md").read_text()))
+def test_pictures_are_there_and_none_is_of_a_person(path):
+    assert (ROOT / path).exists() and "faces" not in path
