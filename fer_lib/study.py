@@ -84,7 +84,7 @@ PRESETS = {
          "dpn": {"depth": 26, "width": 0.125, "epochs": 8},
          "resmasking": {"depth": 10, "width": 0.125, "epochs": 5, "grow": (32, 32, 32, 48)}},  # its map must divide by 8
         longer={"epochs": 16, "grow": (32, 40, 48, 48)}, sweep={"depth": 8, "width": 0.5, "epochs": 8},
-        occluded=("brows", "eyes", "nose", "mouth"), paired={"depth": 18, "width": 0.25, "epochs": 10},
+        paired={"depth": 18, "width": 0.25, "epochs": 10},
         grid_seeds={grid: (0, 1, 2) if grid in ("02_leak", "05_second", "07", "08") else (0, 1, 2, 3, 4) for grid in REPLICATED}),
     "full": Preset("FER2013 on one GPU: full width, several seeds", replace(RECIPES["fast"], epochs=40), seeds=(0, 1, 2)),
     "paper": Preset("the author's protocol, 200 epochs", RECIPES["paper"], stem="cifar", longer={"epochs": 400}, views="leave_one_out"),
