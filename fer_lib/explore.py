@@ -20,6 +20,7 @@ import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
+from scipy.special import softmax
 
 from .augment import standardise, to_float
 from .dataset import Dataset
@@ -238,18 +239,23 @@ def explorer(study, runs: dict[str, list[Run]]):
     variant = widgets.ToggleButtons(options=("unmasked", "masked"))
     target = widgets.Dropdown(options=("the label", "what is seen", *EMOTIONS), description="explain")
     hidden = {part: widgets.ToggleButton(value=False, description=part, layout={"width": "84px"}) for part in PARTS}
-    own = widgets.FileUpload(accept="image/*", multiple=False, description="own picture")
-    back = widgets.Button(description="back to the test faces")
+    own = widgets.FileUpload(accept="image/*", multiple=False, description="own picture", layout={"width": "auto"})
+    back = widgets.Button(description="back to the test faces", layout={"width": "auto"})
     image, said = widgets.Image(format="png"), widgets.HTML()
     seen: dict[str, np.ndarray] = {}  # probabilities of the test faces by network and kind of face
     mine: dict = {}                   # the own picture and how it was cropped
 
     def probabilities() -> np.ndarray:
-        key = f"{network.value} {variant.value}"
+        key, looker = f"{network.value} {variant.value}", here[network.value]
+        stored = study.root / "runs" / looker.about  # of this data or not
+        if key not in seen and (stored / "spec.json").exists():
+            run = Run(stored, RunSpec.from_json(json.loads((stored / "spec.json").read_text())))
+            if run.spec.data == data.fingerprint:
+                seen[key] = softmax(run.logits(f"test_{variant.value}"), 1)
         if key not in seen:
-            model = here[network.value].model
+            said.value = f"{network.value} looks at all {len(test):,} {variant.value} test faces, once..."
             with torch.no_grad():
-                seen[key] = torch.cat([model(x).softmax(1) for x in data.inputs(test, variant.value).split(512)]).numpy()
+                seen[key] = torch.cat([looker.model(x).softmax(1) for x in data.inputs(test, variant.value).split(512)]).numpy()
         return seen[key]
 
     def positions() -> np.ndarray:
