@@ -109,7 +109,7 @@ def train(model, images: torch.Tensor, labels: torch.Tensor, val_images: torch.T
     steps = recipe.epochs * steps_an_epoch
     counts = labels.sum(0) if labels.ndim == 2 else torch.bincount(labels, minlength=len(EMOTIONS))
     class_weights = counts.sum() / (len(EMOTIONS) * counts.clamp(min=1))
-    forward = torch.compile(model) if compiled else model
+    forward = torch.compile(model, mode="reduce-overhead" if device.type == "cuda" else None) if compiled else model  # steps as CUDA graphs
     refit_every = min(REFIT, max(1, len(images) // faces_a_step))
     head = _head(objective, model, seed)
     learnt = [*model.parameters(), *(head.parameters() if head else ())]
@@ -118,7 +118,7 @@ def train(model, images: torch.Tensor, labels: torch.Tensor, val_images: torch.T
     optimizer = torch.optim.SGD([{"params": decay, "weight_decay": recipe.weight_decay}, {"params": plain, "weight_decay": 0.0}],
                                 lr=recipe.lr, momentum=0.9, nesterov=True)
     plateau = ReduceLROnPlateau(optimizer, mode="max", factor=0.75, patience=5) if recipe.schedule == "plateau" else None
-    averaged = AveragedModel(model, multi_avg_fn=_moving_average(recipe.ema), use_buffers=True) if recipe.ema else None
+    averaged = AveragedModel(model, multi_avg_fn=_moving_average(recipe.ema, lambda: int(averaged.n_averaged)), use_buffers=True) if recipe.ema else None
     torch.manual_seed(seed)  # dropout
     generator = torch.Generator(device).manual_seed(seed)
     stream = Stream(len(images), generator)
@@ -180,12 +180,13 @@ def train(model, images: torch.Tensor, labels: torch.Tensor, val_images: torch.T
     return history
 
 
-def _moving_average(decay: float):
-    """Exponential moving average whose decay grows from 0.1 as updates come in, so that short runs forget their start."""
+def _moving_average(decay: float, updates):
+    """Exponential moving average whose decay grows from 0.1 as updates come in, so that short runs forget their start. `updates()` is their number,
+    known to the CPU: the copy that comes with the values lies on their device, and to read it would wait for all that is queued there."""
 
     @torch.no_grad()
-    def update(averages, values, updates):
-        weight = 1 - min(decay, (1 + int(updates)) / (10 + int(updates)))
+    def update(averages, values, _):
+        weight = 1 - min(decay, (1 + updates()) / (10 + updates()))
         if averages[0].is_floating_point():
             torch._foreach_lerp_(averages, values, weight)
         else:

@@ -184,11 +184,12 @@ def test_a_step_may_be_larger_than_the_data():
 
 def test_averaged_weights_follow_their_formula():
     average = [torch.zeros(2), torch.zeros(3)]
-    expected, update = 0.0, _moving_average(0.6)
+    expected, update = 0.0, _moving_average(0.6, lambda: now)
     for step in range(12):
+        now = step
         decay = min(0.6, (1 + step) / (10 + step))
         expected = decay * expected + (1 - decay) * step
-        update(average, [torch.full((2,), float(step)), torch.full((3,), float(step))], torch.tensor(step))
+        update(average, [torch.full((2,), float(step)), torch.full((3,), float(step))], None)
     assert torch.cat(average).tolist() == pytest.approx([expected] * 5, rel=1e-5)
 
 
@@ -256,7 +257,7 @@ def test_labels_may_be_shares_and_one_hot_shares_are_labels(tensors, data):
 
 def test_compiled_training_runs_the_network_through_torch_compile(tensors, data, monkeypatch):
     seen = []
-    monkeypatch.setattr(torch, "compile", lambda model: (seen.append(model), model)[1])
+    monkeypatch.setattr(torch, "compile", lambda model, mode=None: (seen.append(model), model)[1])
     model = tiny()
     train(model, *tensors, BASE, 0, data.scaling)
     assert not seen
