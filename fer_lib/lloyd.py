@@ -5,6 +5,7 @@
 A picture stays in the processor's cache, or in one Triton program, from its features to its last iteration; nothing of size pixels x clusters
 is stored. Features, starts and updates are those of `clustering`, whose plain torch version is the reference of the tests.
 """
+from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 
 import torch
@@ -38,13 +39,13 @@ def _numba():
         return None
     f32 = np.float32
 
-    @numba.njit(parallel=True, fastmath=True, cache=True)
+    @numba.njit(nogil=True, fastmath=True, cache=True)  # no parallel loops: numba would change the number of threads that torch uses
     def kernel(maps, draws, lambda_, alpha, max_iter, labels, centres, inertia):
         size_b, size_v, height, width = maps.shape
         starts, size_k = draws.shape
         size_n, size_d, last = height * width, 2 + size_v, size_k - 1
         across, down = lambda_ / f32(max(width - 1, 1)), lambda_ / f32(max(height - 1, 1))
-        for b in numba.prange(size_b):
+        for b in range(size_b):
             # features (D, N): place, and each map scaled to 0..alpha
             p = np.empty((size_d, size_n), f32)
             for i in range(height):
@@ -179,8 +180,10 @@ def _numba():
                         labels[b, n] = np.uint8(old[n])
 
     def run(maps, draws, lambda_, alpha, max_iter, *out):
-        numba.set_num_threads(min(torch.get_num_threads(), numba.config.NUMBA_NUM_THREADS))
-        kernel(maps.numpy(), draws.numpy(), f32(lambda_), f32(alpha), max_iter, *(array.numpy() for array in out))
+        threads, draws = torch.get_num_threads(), draws.numpy()
+        parts = zip(*(np.array_split(array.numpy(), threads) for array in (maps, *out)))
+        with ThreadPoolExecutor(threads) as pool:
+            list(pool.map(lambda part: kernel(part[0], draws, f32(lambda_), f32(alpha), max_iter, *part[1:]), parts))
 
     return run
 

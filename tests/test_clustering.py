@@ -169,6 +169,15 @@ def test_compiled_maps_are_numbered_and_shaped_as_ever(compiled, monkeypatch):
     assert found.dtype == torch.uint8 and torch.equal(found, cluster_maps(maps, 4, n_init=1))
 
 
+def test_compiled_it_leaves_torchs_threads_alone(compiled):
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    found = lloyd.fit(smooth(5)[:, None], _draws(1, 3, 0), 1.5, 1.2, 10)
+    assert torch.get_num_threads() == 2
+    torch.set_num_threads(before)
+    assert all(torch.equal(a, b) for a, b in zip(found, lloyd.fit(smooth(5)[:, None], _draws(1, 3, 0), 1.5, 1.2, 10)))
+
+
 def test_compiled_constant_maps_and_alpha_zero_give_places_alone(compiled):
     maps = torch.cat([torch.full((1, 1, 48, 48), 0.4), torch.zeros(1, 1, 48, 48)])
     (labels, _, inertia), reference = both_ways(maps, 3, 1, 10)

@@ -56,7 +56,7 @@ def store(opened: Study, weights: bool = True) -> Study:
     for spec in (several[0] for grid in ("06", "06_seeds") for several in opened.specs(grid).values()):
         folder, model = opened.store.runs / spec.key, spec.build()
         folder.mkdir(parents=True)
-        layer = cam_layer(model, report._input(opened.data, opened.data.faces.images[:1]))[0]
+        layer = cam_layer(model, opened.data.inputs([0]))[0]
         np.savez(folder / "logits.npz", **{name: (3 * rng.normal(size=(n, 7))).astype(np.float16) for name in split})
         np.savez(folder / "measures.npz", **{"saliency.methods": np.array(METHODS), "saliency.layer": np.array(f"{layer}, 8 maps"),
                                              "saliency.maps": rng.normal(size=(6, 7, 48, 48)).astype(np.float16)})
