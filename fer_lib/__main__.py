@@ -110,11 +110,14 @@ def train(args) -> int:
     if unknown := [grid for grid in args.grids if grid not in GRIDS]:
         raise ValueError(f"There is no grid {', '.join(unknown)}: choose from {', '.join(GRIDS)}.")
     study = open_study(args.preset, args.data, args.results, args.votes, args.maskfer_rows, args.seeds, args.workers)
-    left = chunks.train(study, args.minutes, tuple(args.grids), executor=args.executor, address=args.address)
-    print(f"{len(left)} runs are still missing" + (": give the same command again." if left else "."))
+    left, failed = chunks.train(study, args.minutes, tuple(args.grids), executor=args.executor, address=args.address)
+    for key, error in failed.items():
+        print(f"{key} stopped: {type(error).__name__}: {error}", file=sys.stderr)
+    again = ": mend what stopped, then give the same command again." if failed else ": give the same command again." if left else "."
+    print(f"{len(left)} runs are still missing{again}")
     if args.pack:
         print(f"{chunks.pack(study, Path(args.pack))} runs packed into {args.pack}: unpack with tar -xf {args.pack} -C results")
-    return 0
+    return 1 if failed else 0
 
 
 def runs(args) -> int:
@@ -242,7 +245,7 @@ def parser() -> argparse.ArgumentParser:
 def _where(command: argparse.ArgumentParser) -> None:
     """The arguments that say what trains."""
     command.add_argument("--executor", default="processes", choices=("processes", "ray"), help="what trains: processes of this machine (default), or ray")
-    command.add_argument("--address", default="", help="of a running Ray cluster, or auto (default: this machine alone)")
+    command.add_argument("--address", default="", help="of a running Ray cluster, or auto: the one this machine is part of (default: this machine alone)")
 
 
 def main(words: list[str] | None = None) -> int:

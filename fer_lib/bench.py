@@ -67,6 +67,8 @@ def _kmeans(device: str, faces: int = TRAIN_FACES, few: int = 256) -> list[tuple
     coarse = torch.rand(faces, 1, 6, 6, generator=torch.Generator().manual_seed(0))
     maps = F.interpolate(coarse, (SIZE, SIZE), mode="bicubic").to(device)
     points, draws = pixel_features(maps[:few, 0]), _draws(1, 3, 0)
+    if lloyd.fit(maps, draws, 1.5, 1.2, 1) is None:
+        return [("compiled", np.nan, "maps/s", "", np.nan, "not measured: neither numba nor Triton can run here")]
     ours = faces / _seconds(lambda: lloyd.fit(maps, draws, 1.5, 1.2, 10), device)
     inertia = lloyd.fit(maps[: max(few, lloyd.LEAST)], draws, 1.5, 1.2, 10)[2][:few].mean().item()
     rows = [("compiled" + (" (Triton)" if device != "cpu" else " (numba)"), ours, "maps/s", "", np.nan, f"all {faces} in {faces / ours:.3f} s")]

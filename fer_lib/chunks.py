@@ -15,7 +15,7 @@ from pathlib import Path
 
 from .runs import RunSpec
 from .schedule import Schedule
-from .study import GRIDS, Study
+from .study import GRIDS, Study, telling
 
 log = logging.getLogger(__name__)
 
@@ -37,17 +37,20 @@ def by_worth(study: Study, grids: tuple[str, ...] = ()) -> list[tuple[str, list[
 
 
 def train(study: Study, minutes: float, grids: tuple[str, ...] = (), device: str | None = None, executor: str = "processes",
-          address: str = "") -> list[RunSpec]:
-    """Train what the store lacks, most worth first, until `minutes` are over; returns what is still missing.
+          address: str = "") -> tuple[list[RunSpec], dict[str, BaseException]]:
+    """Train what the store lacks, most worth first, until `minutes` are over; returns what is still missing, or unmeasured, and what stopped runs.
 
     Everything that any grid measures of a run is measured when it ends, while its weights are at hand.
     """
     measures, chunks = study.measures(), by_worth(study, grids)
     groups = [[(spec, measures.get(spec.key, {})) for spec in specs] for _, specs in chunks]
-    Schedule(groups, study.data, study.store, study.workers, device, time.time() + 60 * minutes, executor, address).run()
+    schedule = Schedule(groups, study.data, study.store, study.workers, device, time.time() + 60 * minutes, executor, address)
+    with telling(study.store, schedule):
+        schedule.run()
+    lacking = Schedule(groups, study.data, study.store, device=device).jobs
     for name, specs in chunks:
-        log.info("%s: %d of %d runs are there", name, sum(study.store.get(spec) is not None for spec in specs), len(specs))
-    return [spec for _, specs in chunks for spec in specs if study.store.get(spec) is None]
+        log.info("%s: %d of %d runs are there", name, sum(spec.key not in lacking for spec in specs), len(specs))
+    return [spec for _, specs in chunks for spec in specs if spec.key in lacking], schedule.failed
 
 
 def pack(study: Study, path: Path) -> int:

@@ -10,6 +10,7 @@ executed copies.
 import io
 import json
 import os
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -46,7 +47,7 @@ class Looker:
     name: str
     about: str
     scaling: tuple[float, float]
-    load: object = field(repr=False)  # () -> Network
+    load: Callable[[], Network] = field(repr=False)
 
     @cached_property
     def model(self) -> Network:
@@ -116,9 +117,9 @@ def shared(path: Path) -> Looker:
 
 
 def networks(results: str = "") -> dict[str, Looker]:
-    """The networks that come with the project, by name; those of FER2013's strongest study before others of the same name."""
+    """The networks that come with the project, by name; those of the strongest study before others of the same name."""
     root, found = results_folder(results), {}
-    for preset in ("full", "reduced", "smoke"):
+    for preset in ("paper", "full", "reduced", "smoke"):
         for path in sorted((root / preset / "models").glob("*.safetensors")):
             found.setdefault(path.stem, shared(path))
     return found
@@ -209,6 +210,8 @@ def explain_file(path: str, out: str, model: str = "unmasked", method: str = "in
         raise ValueError(f"Unknown method {method!r}: use one of {', '.join(ATTRIBUTIONS)}.")
     if target and target not in EMOTIONS:
         raise ValueError(f"Unknown emotion {target!r}: use one of {', '.join(EMOTIONS)}.")
+    if not Path(out).absolute().parent.is_dir():
+        raise ValueError(f"The folder of {out} does not exist: make it, or choose another.")
     looker = known[model] if model in known else shared(Path(model))
     face, said = open_picture(path)
     maps, p = looker.see(face, method, EMOTIONS.index(target) if target else None)
@@ -260,14 +263,14 @@ def explorer(study, runs: dict[str, list[Run]]):
 
     def positions() -> np.ndarray:
         label = EMOTIONS.index(emotion.value)
-        mine_ = data.labels("test") == label
+        here_ = data.labels("test") == label
         if which.value != "in order":
             p = probabilities()
             right, sure = p.argmax(1) == label, p.max(1)
-            mine_ &= {"w": ~right, "r": right, "l": True}[which.value[0]]
+            here_ &= {"w": ~right, "r": right, "l": True}[which.value[0]]
             order = np.argsort(sure if which.value[0] == "l" else -sure, kind="stable")
-            return test[order[mine_[order]]]
-        return test[mine_]
+            return test[order[here_[order]]]
+        return test[here_]
 
     def show(*_) -> None:
         if mine:
@@ -280,7 +283,8 @@ def explorer(study, runs: dict[str, list[Run]]):
                 return
             position = faces[min(number.value, number.max)]
             face, points, label = data.images(variant.value)[position], data.landmarks.points[position], int(data.faces.labels[position])
-            about = f"row {data.faces.row[position]}, label {emotion.value}."
+            picked = "" if which.value == "in order" else " Picked by the stored prediction (averaged over the flipped face)."
+            about = f"row {data.faces.row[position]}, label {emotion.value}.{picked}"
         gone = [part for part, button in hidden.items() if button.value]
         hide = region_masks(points[None], tuple(gone))[0].any(0) if gone else None
         chosen = EMOTIONS.index(target.value) if target.value in EMOTIONS else label if target.value == "the label" else None

@@ -3,8 +3,11 @@
     found = fit(maps, draws, lambda_=1.5, alpha=1.2, max_iter=10)     # None where neither can run: clustering.kmeans then does the same
 
 A picture stays in the processor's cache, or in one Triton program, from its features to its last iteration; nothing of size pixels x clusters
-is stored. Features, starts and updates are those of `clustering`, whose plain torch version is the reference of the tests.
+is stored. Features, starts and updates are those of `clustering`, whose plain torch version is the reference of the tests: the same but for
+ties of rounding (a few pixels in a map of a hundred).
 """
+import os
+import shutil
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 
@@ -39,7 +42,7 @@ def _numba():
         return None
     f32 = np.float32
 
-    @numba.njit(nogil=True, fastmath=True, cache=True)  # no parallel loops: numba would change the number of threads that torch uses
+    # no parallel loops: numba would change the number of threads that torch uses
     def kernel(maps, draws, lambda_, alpha, max_iter, labels, centres, inertia):
         size_b, size_v, height, width = maps.shape
         starts, size_k = draws.shape
@@ -179,6 +182,11 @@ def _numba():
                     for n in range(size_n):
                         labels[b, n] = np.uint8(old[n])
 
+    try:
+        kernel = numba.njit(kernel, nogil=True, fastmath=True, cache=True)
+    except RuntimeError:  # nowhere to keep what is compiled
+        kernel = numba.njit(kernel, nogil=True, fastmath=True)
+
     def run(maps, draws, lambda_, alpha, max_iter, *out):
         threads, draws = torch.get_num_threads(), draws.numpy()
         parts = zip(*(np.array_split(array.numpy(), threads) for array in (maps, *out)))
@@ -190,11 +198,13 @@ def _numba():
 
 @lru_cache
 def _triton():
-    """The kernel for GPUs, one program a picture, or None without Triton."""
+    """The kernel for GPUs, one program a picture, or None without Triton or a C compiler."""
     try:
         import triton
         import triton.language as tl
     except ImportError:
+        return None
+    if not any(map(shutil.which, filter(None, (os.environ.get("CC"), "cc", "gcc", "clang")))):  # Triton starts kernels through C
         return None
 
     @triton.jit

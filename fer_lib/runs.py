@@ -211,15 +211,16 @@ class Store:
 
 
 def execute(spec: RunSpec, data: Dataset, store: Store, measures: dict[str, Callable] | None = None, device: str = "cpu",
-            threads: int | None = None, deadline: float | None = None) -> str:
-    """Train one run (or load it), predict, measure, and put the folder into the store in one move. Returns its key.
+            threads: int | None = None, deadline: float | None = None) -> bool:
+    """Train one run (or load it), predict, measure, and put the folder into the store in one move.
 
     The weights of its parents must be there. `measures` {name: function of network, spec and data} are stored with it.
 
-    After `deadline` (time.time()) nothing is begun, and what is being trained stops at its checkpoint.
+    After `deadline` (time.time()) nothing is begun, and what is being trained stops at its checkpoint; False then. ValueError when a parent is
+    lacking.
     """
     if deadline is not None and time.time() > deadline:
-        return spec.key
+        return False
     if threads:
         torch.set_num_threads(threads)
     began = time.perf_counter()
@@ -227,13 +228,15 @@ def execute(spec: RunSpec, data: Dataset, store: Store, measures: dict[str, Call
     if finished is not None and finished.has_weights:
         model = finished.model(device)
     else:
+        if lacking := [parent.key for parent in spec.parents if not store.has_weights(parent)]:
+            raise ValueError(f"{spec.key} needs the weights of {', '.join(lacking)}: train these first, or let schedule.complete do it.")
         views = _views(spec, data, store, device)
         if finished is not None:
             log.warning("%s is stored without its weights, which are needed: it is trained again.", spec.key)
         try:
             model, history = _trained(spec, data, store, views, device, deadline)
         except OutOfTime:
-            return spec.key
+            return False
     work = store.training / spec.key
     work.mkdir(parents=True, exist_ok=True)
     arrays = finished.measures if finished is not None else {}
@@ -261,7 +264,7 @@ def execute(spec: RunSpec, data: Dataset, store: Store, measures: dict[str, Call
         for name in ("measures.npz", "weights.safetensors"):
             os.replace(work / name, finished.path / name)
         shutil.rmtree(work)
-    return spec.key
+    return True
 
 
 class OutOfTime(Exception):

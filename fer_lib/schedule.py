@@ -7,6 +7,7 @@ import os
 import threading
 import time
 from concurrent.futures import FIRST_COMPLETED, Future, wait
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Callable, Iterable
@@ -16,7 +17,7 @@ import torch
 
 from .dataset import Dataset
 from .models import Network, forward_flops
-from .runs import Run, RunSpec, Store, execute
+from .runs import COMPILE, Run, RunSpec, Store, execute
 
 log = logging.getLogger(__name__)
 
@@ -67,50 +68,69 @@ class Schedule:
                  device: str | None = None, deadline: float | None = None, executor: str = "processes", address: str = ""):
         if executor not in EXECUTORS:
             raise ValueError(f"Unknown executor {executor!r}: use one of {', '.join(EXECUTORS)}.")
+        if address and executor != "ray":
+            raise ValueError(f"The address {address} is that of a Ray cluster: give --executor ray with it.")
         specs = [spec for group in groups for spec, _ in group]
         if wrong := [spec for spec in specs if spec.data != data.fingerprint]:
             raise ValueError(f"{len(wrong)} specs were made for data {wrong[0].data}, not for {data.fingerprint}: build them from this data set.")
         self.data, self.store, self.workers, self.deadline = data, store, workers, deadline
         self.device, self.executor, self.address = device or ("cuda" if torch.cuda.is_available() else "cpu"), executor, address
         self.jobs, self.failed, self.stopped = _jobs(groups, store), {}, threading.Event()
-        self.open = set(self.jobs)
+        self.open, self.error = set(self.jobs), None
 
     def run(self) -> None:
-        """Execute all of it. An error is kept in `failed` and costs only the runs that wait for it."""
-        waiting, running, began = dict(self.jobs), {}, time.perf_counter()
-        pool = EXECUTORS[self.executor if waiting else "here"](self)
+        """Execute all of it. A run's error is kept in `failed` and costs only the runs that wait for it; what stops the schedule itself, as a
+        cluster that is not there, is raised and kept in `error`."""
+        running: dict[Future, Job] = {}
+        pool = None
         try:
-            while not self.stopped.is_set():
-                ready = sorted((job for job in waiting.values() if not job.parents & self.open), key=lambda job: (job.group, -job.chain))
-                for job in ready[: max(0, pool.slots - len(running))]:
-                    job.tries += 1
-                    running[pool.submit(waiting.pop(job.spec.key))] = job
-                if not running:
-                    break
-                for future in wait(running, 0.5, FIRST_COMPLETED)[0]:
-                    job = running.pop(future)
-                    key, error = job.spec.key, future.exception()
-                    if pool.freed(future) and job.tries < pool.tries:
-                        log.warning("The worker of %s died: it is begun again from its checkpoint.", key)
-                        waiting[key] = job
-                        continue
-                    self.open.discard(key)
-                    if error is not None:
-                        self.failed[key] = error
-                        log.warning("%s stopped: %s: %s", key, type(error).__name__, error)
-                    elif self.store.get(job.spec) is not None:
-                        log.info("run %d of %d ended: %s (%.1f min so far)", len(self.jobs) - len(self.open), len(self.jobs), key,
-                                 (time.perf_counter() - began) / 60)
-                    if not self.store.has_weights(job.spec):
-                        for lost in _waiting_for(key, waiting):
-                            self.open.discard(lost)
-                            del waiting[lost]
+            pool = EXECUTORS[self.executor if self.jobs else "here"](self)
+            self._run(pool, running)
+        except BaseException as error:
+            self.error = error
+            raise
         finally:
-            pool.close(kill=bool(running))
-            self.open.clear()
+            try:
+                if pool is not None:
+                    pool.close(kill=bool(running))
+            finally:
+                self.open.clear()
+
+    def _run(self, pool, running: dict[Future, Job]) -> None:
+        waiting, began = dict(self.jobs), time.perf_counter()
+        while not self.stopped.is_set():
+            ready = sorted((job for job in waiting.values() if not job.parents & self.open), key=lambda job: (job.group, -job.chain))
+            for job in ready[: max(0, pool.slots - len(running))]:
+                job.tries += 1
+                running[pool.submit(job)] = waiting.pop(job.spec.key)
+            if not running and not ready:
+                break
+            if not running:  # a cluster without a node at this moment
+                time.sleep(0.5)
+                continue
+            for future in wait(running, 0.5, FIRST_COMPLETED)[0]:
+                job = running.pop(future)
+                key, error = job.spec.key, future.exception()
+                if pool.freed(future) and job.tries < pool.tries:
+                    log.warning("The worker of %s died: it is begun again from its checkpoint.", key)
+                    waiting[key] = job
+                    continue
+                self.open.discard(key)
+                if error is not None:
+                    self.failed[key] = error
+                    log.warning("%s stopped: %s: %s", key, type(error).__name__, error)
+                elif future.result():
+                    log.info("run %d of %d ended: %s (%.1f min so far)", len(self.jobs) - len(self.open), len(self.jobs), key,
+                             (time.perf_counter() - began) / 60)
+                if error is not None and not self.store.has_weights(job.spec) or error is None and not future.result():
+                    for lost in _waiting_for(key, waiting):
+                        self.open.discard(lost)
+                        del waiting[lost]
+                        if error is not None:
+                            log.warning("%s is not begun: it needs %s.", lost, key)
 
     def stop(self) -> None:
-        """End it within a second, from another thread; what is being trained stays at its last checkpoint."""
+        """End it, from another thread: workers are stopped, and what they train stays at its last checkpoint."""
         self.stopped.set()
 
 
@@ -184,27 +204,34 @@ class _Processes:
 
     def __init__(self, schedule: Schedule):
         self.slots, self.idle, self.busy = min(schedule.workers, len(schedule.jobs)), [], {}
-        threads = max(1, (os.cpu_count() or 1) // schedule.workers)
+        threads = max(1, (os.cpu_count() or 1) // self.slots)
+        self.env = GROWS | {name: str(threads) for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")}
         self.given = (schedule.data, schedule.store, schedule.device, threads, schedule.deadline)
 
     def submit(self, job: Job) -> Future:
         from loky import ProcessPoolExecutor
 
-        process = self.idle.pop() if self.idle else ProcessPoolExecutor(1, timeout=None, initializer=_begin, initargs=self.given, env=GROWS)
-        future = process.submit(_execute, job.spec, job.measures)
+        def new():
+            return ProcessPoolExecutor(1, timeout=None, initializer=_begin, initargs=(os.getpid(), *self.given), env=self.env)
+
+        process = self.idle.pop() if self.idle else new()
+        try:
+            future = process.submit(_execute, job.spec, job.measures)
+        except BrokenProcessPool:  # it died while it had nothing to do
+            process.shutdown(kill_workers=True)
+            process = new()
+            future = process.submit(_execute, job.spec, job.measures)
         self.busy[future] = process
         return future
 
     def freed(self, future: Future) -> bool:
-        """Take the process of a future that is done back; True when it died."""
-        from concurrent.futures.process import BrokenProcessPool
-
-        process, died = self.busy.pop(future), isinstance(future.exception(), BrokenProcessPool)
-        if died:
-            process.shutdown(kill_workers=True)
-        else:
+        """Take the process of a future that is done back, unless it ended in an error (a GPU's may stick); True when it died."""
+        process, error = self.busy.pop(future), future.exception()
+        if error is None:
             self.idle.append(process)
-        return died
+        else:
+            process.shutdown(kill_workers=True)
+        return isinstance(error, BrokenProcessPool)
 
     def close(self, kill: bool) -> None:
         for process in [*self.idle, *self.busy.values()]:
@@ -215,18 +242,25 @@ GROWS = {"LOKY_MAX_MEMORY_LEAK_SIZE": "1e15"}  # a worker that trains may grow: 
 _GIVEN: tuple = ()  # in a worker: data, store, device, threads, deadline
 
 
-def _begin(*given) -> None:
+def _begin(parent: int, *given) -> None:
     global _GIVEN
     _GIVEN = given
 
+    def leave_with(parent: int) -> None:
+        while os.getppid() == parent:
+            time.sleep(1)
+        os._exit(1)  # the driver was killed: two must not train in one folder when its command is given again
 
-def _execute(spec: RunSpec, measures: dict[str, Measure]) -> str:
+    threading.Thread(target=leave_with, args=(parent,), daemon=True).start()
+
+
+def _execute(spec: RunSpec, measures: dict[str, Measure]) -> bool:
     data, store, device, threads, deadline = _GIVEN
     return execute(spec, data, store, measures, device, threads, deadline)
 
 
 class _Ray:
-    """Tasks of a Ray cluster, several to a GPU, or one to a core where there are no GPUs. The data set lies once in the object store; runs are
+    """Tasks of a Ray cluster, several to a GPU, or one to a core where it has no GPU when it begins. The data set lies once in the object store; runs are
     written to the store's folder, which every node must see under the same path. A run whose node died begins elsewhere, from its checkpoint."""
 
     tries = 5  # nodes may be taken away more than once
@@ -238,10 +272,15 @@ class _Ray:
             raise ValueError("Ray is not installed: pip install -e '.[cluster]'.") from error
         self.ray, self.own = ray, not ray.is_initialized()
         if self.own:
-            ray.init(address=schedule.address or None, log_to_driver=False, include_dashboard=False if not schedule.address else None,
-                     runtime_env={"env_vars": {"PYTHONPATH": str(Path(__file__).resolve().parents[1])}})
+            search = os.pathsep.join(filter(None, (str(Path(__file__).resolve().parents[1]), os.environ.get("PYTHONPATH"))))
+            variables = {"PYTHONPATH": search, **{name: os.environ[name] for name in (COMPILE,) if name in os.environ}}
+            try:
+                ray.init(address=schedule.address or "local", log_to_driver=False, runtime_env={"env_vars": variables})
+            except ConnectionError as error:
+                raise ValueError(f"There is no Ray cluster at {schedule.address}: start one, or leave --address out.") from error
         gpus = bool(ray.cluster_resources().get("GPU"))
         self.needs = {"num_gpus": 1 / schedule.workers, "num_cpus": 0} if gpus else {"num_cpus": 1}
+        log.info("Ray: a run takes %s", ", ".join(f"{value:g} {name.removeprefix('num_')}" for name, value in self.needs.items() if value))
         self.task = ray.remote(max_retries=0, **self.needs)(execute)
         self.data, self.refs = ray.put(schedule.data), {}
         self.given = (Store(schedule.store.root.resolve()), "cuda" if gpus else "cpu", schedule.deadline)

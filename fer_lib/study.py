@@ -16,7 +16,7 @@ import sys
 import tempfile
 import threading
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -443,10 +443,13 @@ def run_study(preset: str = "smoke", data: str = "", results: str = "", votes: s
     state = {"commit": _git("rev-parse", "HEAD"), "clean": _git("status", "--porcelain", "--", ".", ":!results") == ""}
     with tempfile.TemporaryDirectory() as scratch, _kernel_of_this_python(Path(scratch)), _training(study, todo, executor, address) as schedule:
         for i, notebook in enumerate(todo):
-            while awaited := {spec.key for spec in used(study, _grids(notebook))} & schedule.open:
+            keys = {spec.key for spec in used(study, _grids(notebook))}
+            if awaited := keys & schedule.open:
                 log.info("%s waits for %d runs", notebook.stem, len(awaited))
-                while awaited & schedule.open:
-                    time.sleep(0.2)
+            while keys & schedule.open:
+                time.sleep(0.2)
+            if schedule.error is not None:
+                raise schedule.error
             log.info("%s begins (%d of %d)", notebook.stem, i + 1, len(todo))
             began, entry = time.perf_counter(), dict(state)
             try:
@@ -564,8 +567,9 @@ def _make_portable(notebook, parameters: dict) -> None:
 
 
 def _grids(notebook: Path) -> tuple[str, ...]:
-    """The grids of a notebook."""
-    return tuple(name for name in GRIDS if name[:2] == notebook.stem[:2])
+    """The grids of a notebook: those of its number, and what else it asks for."""
+    asked = re.findall(r'study\.complete\(\\?"(\w+)', notebook.read_text())
+    return tuple(name for name in GRIDS if name[:2] == notebook.stem[:2] or name in asked)
 
 
 def used(study: Study, grids: tuple[str, ...] = tuple(GRIDS)) -> list[RunSpec]:
@@ -589,15 +593,31 @@ def _training(study: Study, notebooks: list[Path], executor: str, address: str):
     measures = study.measures(tuple(grid for notebook in notebooks for grid in _grids(notebook)))
     groups = [[(spec, measures.get(spec.key, {})) for spec in used(study, _grids(notebook))] for notebook in notebooks]
     schedule = Schedule(groups, study.data, study.store, study.workers, executor=executor, address=address)
-    threads = [threading.Thread(target=schedule.run, daemon=True), threading.Thread(target=_tell, args=(study.store, schedule), daemon=True)]
-    for thread in threads:
+
+    def run() -> None:
+        with suppress(Exception):  # kept in schedule.error, which the notebooks' loop looks at
+            schedule.run()
+
+    thread = threading.Thread(target=run, daemon=True)
+    with telling(study.store, schedule):
         thread.start()
+        try:
+            yield schedule
+        finally:
+            schedule.stop()
+            thread.join()
+
+
+@contextmanager
+def telling(store: Store, schedule: Schedule):
+    """Log how far a schedule's training is."""
+    thread = threading.Thread(target=_tell, args=(store, schedule), daemon=True)
+    thread.start()
     try:
-        yield schedule
+        yield
     finally:
         schedule.stop()
-        for thread in threads:
-            thread.join()
+        thread.join()
 
 
 def _tell(store: Store, schedule: Schedule) -> None:

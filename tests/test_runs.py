@@ -363,6 +363,11 @@ def test_a_parent_without_weights_is_trained_again_once_before_its_children(own,
     assert not list(own.training.iterdir())
 
 
+def test_a_run_whose_parents_are_not_there_says_which(family, data, tmp_path):
+    with pytest.raises(ValueError, match=f"needs the weights of {family['gate'].key}: train these first"):
+        execute(family["scheme"], data, Store(tmp_path))
+
+
 # --- interruption ---
 
 def die(*_):

@@ -1,6 +1,8 @@
 """Schedules: order, several workers, what an error and what a worker's death cost."""
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 from dataclasses import replace
@@ -131,3 +133,43 @@ def test_a_schedule_that_is_stopped_leaves_a_checkpoint(spec, data, tmp_path):
     schedule.stop()
     thread.join(10)
     assert not thread.is_alive() and store.interrupted()[long.key] >= 1 and store.get(long) is None
+
+
+DRIVER = """
+import sys
+from fer_lib.dataset import open_dataset
+from fer_lib.runs import RunSpec, Store
+from fer_lib.schedule import complete
+from fer_lib.training import Recipe
+data = open_dataset(None, (70, 21, 21))
+recipe = Recipe("tiny", epochs=5000, batch=32, test="single", precision="fp32")
+specs = [RunSpec(data.fingerprint, model="vgg16", width=0.1, depth=8, recipe=recipe, seed=seed) for seed in range(2)]
+complete(specs, data, Store(sys.argv[1]), workers=2, device="cpu")
+"""
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="a process is killed")
+def test_workers_leave_when_their_driver_is_killed(tmp_path):
+    path = os.pathsep.join(filter(None, (str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH"))))
+    driver = subprocess.Popen([sys.executable, "-c", DRIVER, str(tmp_path)], env={**os.environ, "PYTHONPATH": path}, stderr=subprocess.DEVNULL)
+    store, deadline = Store(tmp_path), time.time() + 120
+    while len(store.interrupted()) < 2 and time.time() < deadline:
+        time.sleep(0.1)
+    driver.kill()
+    driver.wait()
+    time.sleep(3)
+    before = store.interrupted()
+    time.sleep(2)
+    assert len(before) == 2 and store.interrupted() == before  # no epoch was trained any more
+
+
+def test_a_schedule_that_cannot_begin_says_so_and_leaves_nothing_open(spec, data, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "ray", None)
+    schedule = Schedule([[(spec, {})]], data, Store(tmp_path), executor="ray")
+    with pytest.raises(ValueError, match="Ray is not installed"):
+        schedule.run()
+    assert not schedule.open and schedule.error
+    with pytest.raises(ValueError, match="give --executor ray"):
+        Schedule([[(spec, {})]], data, Store(tmp_path), address="auto")
+    with pytest.raises(ValueError, match="Unknown executor 'threads'"):
+        Schedule([[(spec, {})]], data, Store(tmp_path), executor="threads")
