@@ -2,10 +2,12 @@
 import re
 from pathlib import Path
 
+import pandas as pd
 import pytest
 import yaml
 
 from fer_lib import models, objectives
+from fer_lib.claims import points
 
 ROOT = Path(__file__).parents[1]
 
@@ -20,6 +22,13 @@ def test_the_worked_examples_run_in_their_order(tmp_path, monkeypatch, capsys):
         exec(compile(block, "README.md", "exec"), names)
     assert len(blocks) == 5 and names["run"].spec.model == "small_net" and "test_masked" in capsys.readouterr().out
     assert not (names["data"].masked[names["covered"]]).any()
+
+
+def test_headline_is_the_ledgers():
+    first = pd.read_csv(ROOT / "results" / "reduced" / "tables" / "00_claims.csv").iloc[0]
+    said = " ".join((ROOT / "README.md").read_text().split())
+    assert f"macro accuracy by {points(first['value'])} points (95 % over {first['seeds']} seeds: {points(first['low'])} to " \
+           f"{points(first['high'])}); the paper reports {points(first['published'])}." in said
 
 
 def test_citation_has_what_the_format_asks_for():
