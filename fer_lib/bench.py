@@ -202,7 +202,7 @@ def _privileged(device: str) -> list[tuple]:
 
 # ---- several runs at once ----
 
-def _scaling(device: str, runs: int = 4, epochs: int = 3) -> list[tuple]:
+def _scaling(device: str, runs: int = 4, epochs: int = 15) -> list[tuple]:
     """Equal runs of the small VGG by one worker and by more, start-up included."""
     data = open_dataset(None, (1050, 210, 210))
     recipe = replace(RECIPES["fast"], epochs=epochs, batch=64, precision="bf16" if device != "cpu" else "fp32")
