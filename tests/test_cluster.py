@@ -43,7 +43,7 @@ def test_a_node_that_is_killed_costs_a_second_try_of_its_run_and_nothing_else(cl
         assert thread.is_alive()
         time.sleep(0.02)
     made.remove_node(nodes[0], allow_graceful=False)
-    thread.join(120)
+    thread.join(300)
     assert not thread.is_alive() and not schedule.failed and all(store.get(spec) for spec in specs)
     said = [record.getMessage() for record in caplog.records]
     ended = [line.split("ended: ")[1].split(" ")[0] for line in said if " ended: " in line]
