@@ -33,7 +33,8 @@ COLUMNS = ["bench", "what", "value", "unit", "against", "ratio", "note"]
 
 
 def measure(benches: tuple[str, ...] = (), device: str | None = None) -> pd.DataFrame:
-    """Rows of the benches named, all by default, columns COLUMNS, device, threads, torch: `ratio` is how many times `against` is slower.
+    """Rows of the benches named, all by default, columns COLUMNS, device, threads, torch: `ratio` is how many times slower than
+    `against` it is, unless the note says otherwise.
 
     Raises ValueError for an unknown bench.
     """
@@ -47,16 +48,16 @@ def measure(benches: tuple[str, ...] = (), device: str | None = None) -> pd.Data
     return pd.DataFrame(rows, columns=COLUMNS).assign(device=device_name(device), threads=torch.get_num_threads(), torch=torch.__version__)
 
 
-def _seconds(work, device: str, repeats: int = 3) -> float:
-    """The fastest of some calls, after one that warms up."""
+def _timed(work, device: str, repeats: int = 3) -> tuple[float, object]:
+    """Seconds of the fastest of some calls, after one that warms up, and what the last gave."""
     found = []
     for _ in range(repeats + 1):
         began = time.perf_counter()
-        work()
+        result = work()
         if device != "cpu":
             torch.cuda.synchronize()
         found.append(time.perf_counter() - began)
-    return min(found[1:])
+    return min(found[1:]), result
 
 
 # ---- k-means of every face's own map, three clusters, ten iterations of one start ----
@@ -69,21 +70,21 @@ def _kmeans(device: str, faces: int = TRAIN_FACES, few: int = 256) -> list[tuple
     points, draws = pixel_features(maps[:few, 0]), _draws(1, 3, 0)
     if lloyd.fit(maps, draws, 1.5, 1.2, 1) is None:
         return [("compiled", np.nan, "maps/s", "", np.nan, "not measured: neither numba nor Triton can run here")]
-    ours = faces / _seconds(lambda: lloyd.fit(maps, draws, 1.5, 1.2, 10), device)
-    inertia = lloyd.fit(maps[: max(few, lloyd.LEAST)], draws, 1.5, 1.2, 10)[2][:few].mean().item()
+    seconds, (_, _, inertia) = _timed(lambda: lloyd.fit(maps, draws, 1.5, 1.2, 10), device)
+    ours, inertia = faces / seconds, inertia[:few].mean().item()
     rows = [("compiled" + (" (Triton)" if device != "cpu" else " (numba)"), ours, "maps/s", "", np.nan, f"all {faces} in {faces / ours:.3f} s")]
 
-    def theirs(name, work, found, n=few):
-        speed = n / _seconds(work, device, 1)
-        return name, speed, "maps/s", "compiled", ours / speed, f"inertia {found() / inertia:.4f} of ours"
+    def theirs(name, work) -> tuple:  # work() gives the mean inertia of the first few
+        seconds, found = _timed(work, device, 1)
+        return name, few / seconds, "maps/s", "compiled", ours * seconds / few, f"inertia {found / inertia:.4f} of ours"
 
-    rows.append(theirs("plain torch", lambda: kmeans(points, 3, 1, 10), lambda: kmeans(points, 3, 1, 10).inertia.mean().item()))
+    rows.append(theirs("plain torch", lambda: kmeans(points, 3, 1, 10).inertia.mean().item()))
     arrays = points.cpu().numpy()
 
     def per_image(n_init, max_iter):
         return np.mean([KMeans(3, n_init=n_init, max_iter=max_iter, random_state=0).fit(one).inertia_ for one in arrays])
 
-    rows.append(theirs("scikit-learn, an image at a time", lambda: per_image(1, 10), lambda: per_image(1, 10)))
+    rows.append(theirs("scikit-learn, an image at a time", lambda: per_image(1, 10)))
     restarted = lloyd.fit(maps[: max(few, lloyd.LEAST)], _draws(10, 3, 0), 1.5, 1.2, 50)[2][:few].mean().item()
     rows.append(("best of ten starts", restarted / per_image(10, 300), "inertia", "scikit-learn's best of ten", np.nan, "1 is equal"))
     try:
@@ -91,7 +92,7 @@ def _kmeans(device: str, faces: int = TRAIN_FACES, few: int = 256) -> list[tuple
     except ImportError:
         return rows
     batched = Batched(n_clusters=3, num_init=1, max_iter=10, init_method="k-means++", seed=0, verbose=False)
-    return [*rows, theirs("torch_kmeans, batched", lambda: batched(points), lambda: batched(points).inertia.sum().item() / few)]
+    return [*rows, theirs("torch_kmeans, batched", lambda: batched(points).inertia.sum().item() / few)]
 
 
 # ---- training: our loop against a DataLoader of PIL pictures, same network, same augmentation ----
@@ -135,7 +136,7 @@ def _loaded(model, images, labels, recipe, device: str, workers: int) -> float:
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
 
-    return len(loader) * recipe.batch / _seconds(epoch, device, 1)
+    return len(loader) * recipe.batch / _timed(epoch, device, 1)[0]
 
 
 def _resident(build, images, labels, recipe, device: str, compiled: bool = False) -> float:
@@ -149,7 +150,7 @@ def _peak(device: str, precision: str) -> float:
     """FLOP/s of a large matrix product, the floor that training is measured against."""
     n, dtype = (8192 if device != "cpu" else 2048), torch.bfloat16 if precision == "bf16" else torch.float32
     a, b = (torch.randn(n, n, device=device, dtype=dtype) for _ in range(2))
-    return 2 * n**3 / _seconds(lambda: a @ b, device)
+    return 2 * n**3 / _timed(lambda: a @ b, device)[0]
 
 
 def _training(device: str, faces: int | None = None) -> list[tuple]:

@@ -23,10 +23,11 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from scipy.special import softmax
 
+from . import plots
 from .augment import standardise, to_float
 from .dataset import Dataset
 from .faces import EMOTIONS, SIZE
-from .landmarks import FACEMESH, TEMPLATE, region_masks
+from .landmarks import FACEMESH, TEMPLATE, detect, region_masks
 from .masking import occlude
 from .models import Network
 from .runs import Run, RunSpec
@@ -215,8 +216,6 @@ def explain_file(path: str, out: str, model: str = "unmasked", method: str = "in
     looker = known[model] if model in known else shared(Path(model))
     face, said = open_picture(path)
     maps, p = looker.see(face, method, EMOTIONS.index(target) if target else None)
-    from . import plots
-
     figure = plots.one_face(face, overlay(face, maps), p, f"{plots.METHOD_NAMES.get(method, method)} for {target or EMOTIONS[int(p.argmax())]}")
     plots.save_figure(figure, Path(out))
     return f"{said} The network {looker.name} ({looker.about}) says {guesses(p)}."
@@ -304,8 +303,6 @@ def explorer(study, runs: dict[str, list[Run]]):
         if not own.value:
             return
         try:
-            from .landmarks import detect
-
             face, text = open_picture(bytes(own.value[0]["content"]))
             mine.update(face=face, points=detect(face[None]).points[0], said=text)
         except ValueError as wrong:

@@ -84,9 +84,9 @@ def load(path: str | Path, splits: dict[str, str] | None = None, cache: str | Pa
     """The faces at `path`: a csv, an archive that holds one, a folder that holds either, or a tree of images.
 
     splits    only for image trees whose file names do not say the split: {"train": folder, "test": folder,
-              "val": folder}, folders relative to `path`; by default those named so, if the tree has them. Without "val" a seeded tenth of train is held out, without
-              "test" a fifth before that: drawn per emotion, or by person where every file name starts with one as in
-              CK+ (S005_001_..png).
+              "val": folder}, folders relative to `path`; by default those named so, if the tree has them. Without "val" a
+              seeded tenth of train is held out, without "test" a fifth before that: drawn per emotion, or by person
+              where every file name starts with one as in CK+ (S005_001_..png).
     cache     a folder; the arrays are kept there as one uint8 file, mapped read-only by later loads of the same data.
     emotions  only for class folders not named after emotions: a name in LAYOUTS, or {folder: emotion, None to skip}.
 

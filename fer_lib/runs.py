@@ -210,11 +210,14 @@ class Store:
         return found
 
 
-def execute(spec: RunSpec, data: Dataset, store: Store, measures: dict[str, Callable] | None = None, device: str = "cpu",
+Measure = Callable[[Network, RunSpec, Dataset], dict[str, np.ndarray]]
+
+
+def execute(spec: RunSpec, data: Dataset, store: Store, measures: dict[str, Measure] | None = None, device: str = "cpu",
             threads: int | None = None, deadline: float | None = None) -> bool:
     """Train one run (or load it), predict, measure, and put the folder into the store in one move.
 
-    The weights of its parents must be there. `measures` {name: function of network, spec and data} are stored with it.
+    The weights of its parents must be there. `measures` {name: function} are taken and stored with it.
 
     After `deadline` (time.time()) nothing is begun, and what is being trained stops at its checkpoint; False then. ValueError when a parent is
     lacking.

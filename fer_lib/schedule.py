@@ -10,18 +10,15 @@ from concurrent.futures import FIRST_COMPLETED, Future, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Callable, Iterable
+from typing import Iterable
 
-import numpy as np
 import torch
 
 from .dataset import Dataset
-from .models import Network, forward_flops
-from .runs import COMPILE, Run, RunSpec, Store, execute
+from .models import forward_flops
+from .runs import COMPILE, Measure, Run, RunSpec, Store, execute
 
 log = logging.getLogger(__name__)
-
-Measure = Callable[[Network, RunSpec, Dataset], dict[str, np.ndarray]]
 
 
 def complete(specs: Iterable[RunSpec], data: Dataset, store: Store, measures: dict[str, Measure] | None = None, workers: int = 1,
@@ -60,7 +57,7 @@ class Schedule:
 
     groups      lists of (spec, measures) in order of worth: a group's runs begin before those of the next, the longest chain first
     deadline    time.time() after which nothing is begun and what is being trained stops at its checkpoint
-    executor    one of EXECUTORS; `address` is that of a running Ray cluster ("" looks for one, or starts one on this machine)
+    executor    one of EXECUTORS; `address` is that of a running Ray cluster ("": this machine alone)
     The others as in `complete`; of a cluster `workers` is how many runs share a GPU.
     """
 

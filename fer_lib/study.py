@@ -29,8 +29,8 @@ from .dataset import Dataset, open_dataset
 from .measures import MEASURES
 from .objectives import CHANNELS, Term
 from .perturb import Perturb
-from .runs import Run, RunSpec, Store, device_name, spec_versions
-from .schedule import Measure, Schedule, complete
+from .runs import Measure, Run, RunSpec, Store, device_name, spec_versions
+from .schedule import Schedule, complete
 from .training import RECIPES, Recipe
 
 log = logging.getLogger(__name__)
@@ -443,7 +443,7 @@ def run_study(preset: str = "smoke", data: str = "", results: str = "", votes: s
     state = {"commit": _git("rev-parse", "HEAD"), "clean": _git("status", "--porcelain", "--", ".", ":!results") == ""}
     with tempfile.TemporaryDirectory() as scratch, _kernel_of_this_python(Path(scratch)), _training(study, todo, executor, address) as schedule:
         for i, notebook in enumerate(todo):
-            keys = {spec.key for spec in used(study, _grids(notebook))}
+            keys = {key for key, job in schedule.jobs.items() if job.group == i}  # those of the notebooks before have ended
             if awaited := keys & schedule.open:
                 log.info("%s waits for %d runs", notebook.stem, len(awaited))
             while keys & schedule.open:

@@ -5,10 +5,8 @@ from dataclasses import replace
 
 import pytest
 
-from fer_lib.dataset import open_dataset
-from fer_lib.runs import RunSpec, Store, spec_versions
+from fer_lib.runs import Store
 from fer_lib.schedule import Schedule, complete
-from fer_lib.training import Recipe
 
 ray = pytest.importorskip("ray")
 
@@ -26,11 +24,10 @@ def cluster():
     made.shutdown()
 
 
-def test_a_node_that_is_killed_costs_a_second_try_of_its_run_and_nothing_else(cluster, tmp_path, caplog):
+def test_a_node_that_is_killed_costs_a_second_try_of_its_run_and_nothing_else(cluster, tmp_path, few_faces, tiny_spec, caplog):
     made, nodes = cluster
-    data = open_dataset(None, (70, 21, 21))
-    recipe = Recipe("tiny", epochs=60, batch=32, lr=0.02, ema=0.9, test="single", precision="fp32")
-    base = RunSpec(data=data.fingerprint, model="vgg16", width=0.1, depth=8, recipe=recipe, versions=spec_versions(data))
+    data, recipe = few_faces, replace(tiny_spec.recipe, epochs=60)
+    base = replace(tiny_spec, recipe=recipe)
     short = replace(recipe, epochs=2)
     specs = [base, replace(base, seed=1), replace(base, seed=2, recipe=short), replace(base, seed=3, recipe=short),
              replace(base, seed=4, start=base, recipe=short)]  # the last waits for the first

@@ -11,11 +11,11 @@ import torch
 from safetensors.torch import load_file
 
 from fer_lib import runs, training
-from fer_lib.dataset import Dataset, open_dataset
+from fer_lib.dataset import Dataset
 from fer_lib.fer2013 import Votes
 from fer_lib.objectives import Term
 from fer_lib.perturb import Perturb
-from fer_lib.runs import FILES, RunSpec, Store, execute, spec_versions, stored_metrics
+from fer_lib.runs import FILES, RunSpec, Store, execute, stored_metrics
 from fer_lib.schedule import complete
 from fer_lib.training import RECIPES, Recipe
 
@@ -49,16 +49,13 @@ def broken(model, spec, data):
 
 
 @pytest.fixture(scope="module")
-def data() -> Dataset:
-    """70 training, 21 validation and 21 test faces."""
-    return open_dataset(None, (70, 21, 21))
+def data(few_faces) -> Dataset:
+    return few_faces
 
 
 @pytest.fixture(scope="module")
-def spec(data) -> RunSpec:
-    """Two epochs of two steps of the smallest network."""
-    recipe = Recipe("tiny", epochs=2, batch=32, lr=0.02, ema=0.9, test="single", precision="fp32")
-    return RunSpec(data=data.fingerprint, model="vgg16", width=0.1, depth=8, recipe=recipe, versions=spec_versions(data))
+def spec(tiny_spec) -> RunSpec:
+    return tiny_spec
 
 
 @pytest.fixture

@@ -11,22 +11,20 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fer_lib.dataset import Dataset, open_dataset
+from fer_lib.dataset import Dataset
 from fer_lib.perturb import Perturb
-from fer_lib.runs import RunSpec, Store, spec_versions
+from fer_lib.runs import RunSpec, Store
 from fer_lib.schedule import Schedule, _jobs, complete
-from fer_lib.training import Recipe
 
 
 @pytest.fixture(scope="module")
-def data() -> Dataset:
-    return open_dataset(None, (70, 21, 21))
+def data(few_faces) -> Dataset:
+    return few_faces
 
 
 @pytest.fixture(scope="module")
-def spec(data) -> RunSpec:
-    recipe = Recipe("tiny", epochs=2, batch=32, lr=0.02, ema=0.9, test="single", precision="fp32")
-    return RunSpec(data=data.fingerprint, model="vgg16", width=0.1, depth=8, recipe=recipe, versions=spec_versions(data))
+def spec(tiny_spec) -> RunSpec:
+    return tiny_spec
 
 
 def seen(model, spec, data):
