@@ -245,7 +245,7 @@ def paradigm_sweeps(preset: Preset, data: Dataset, seed: int = 0) -> dict[str, R
     mixed, pairs = replace(b1, variant="mixed"), replace(b1, variant="pairs")
     found = {"contrastive 0": pairs} | {f"contrastive {w:g}": replace(pairs, objective="contrastive", term=Term(w)) for w in (0.1, 1.0, 10.0)}
     found |= {"distillation 0": mixed}
-    found |= {f"distillation {w:g}": replace(mixed, objective="distillation", teacher=b1, term=Term(w)) for w in (0.1, 1.0, 10.0)}
+    found |= {f"distillation {w:g}": replace(mixed, objective="distillation", teacher=b1, term=Term(w)) for w in (0.1, 1.0, 10.0, 100.0)}
     found |= {"masked 0": b1, **{f"masked {p:g}": replace(mixed, masked_share=p) for p in (0.25, 0.5, 0.75)},
               "masked 1": replace(b1, variant="masked")}
     return _chosen(preset, found)
