@@ -57,7 +57,7 @@ class Preset:
     arms: tuple[str, ...] = ()                                # controls and ablations that are run; () is all of them
     occluded: tuple[str, ...] = ("brows", "eyes", "nose", "mouth", "upper_half", "lower_half")  # regions left out of training
     explained: tuple[str, ...] = ()                           # networks of 06; () is all of them
-    paired: dict = field(default_factory=lambda: {"depth": 18})  # what 07's ResNet departs by
+    paired: dict = field(default_factory=lambda: {"depth": 18})  # what the ResNet of 07 and 08 departs by
     privileged: tuple[str, ...] = ("vgg16", "resnet")         # networks of 08
     grid_seeds: dict[str, tuple[int, ...]] = field(default_factory=dict)  # grids with seeds of their own
     sizes: tuple[int, int, int] = (2100, 700, 700)            # synthetic faces a split, when no data is given
@@ -255,7 +255,7 @@ def privileged(preset: Preset, data: Dataset, seed: int = 0) -> dict[str, RunSpe
     """08: attributions of all channels, of their mean and of half of them held to the landmarks, beside plain cross-entropy."""
     found = {}
     for model in preset.privileged:
-        base = small(preset, data, seed) if model == "vgg16" else spec(preset, data, model, seed)
+        base = small(preset, data, seed) if model == "vgg16" else spec(preset, data, model, seed, preset.paired)  # 07's B1
         held = {channels: replace(base, objective="privileged", term=replace(HELD, channels=channels)) for channels in CHANNELS}
         arms = {"cross-entropy": base, **held}
         found |= {f"{model} {name}": arm for name, arm in _chosen(preset, arms).items()}
