@@ -272,6 +272,27 @@ def learning_curves(runs: dict) -> Figure:
     return figure
 
 
+def recipe_curves(runs: dict) -> Figure:
+    """Validation accuracy an epoch under either recipe, a panel a network, epochs on a logarithmic axis. `runs`: {"<model> <recipe>": runs}."""
+    models = list(dict.fromkeys(name.split(" ")[0] for name in runs))
+    figure, axes = plt.subplots(1, len(models), figsize=(4.6 * len(models) + 1.4, 3.6), sharey=True, squeeze=False)
+    for axis, model in zip(axes[0], models):
+        for recipe, colour in (("fast", MODEL_COLOURS[model]), ("paper", "#777777")):
+            for run in runs[f"{model} {recipe}"]:
+                history, first = run.history, run is runs[f"{model} {recipe}"][0]
+                axis.plot(history["epoch"], history["val_accuracy"], color=colour, lw=1.8, label=f"{recipe}, {len(history)} epochs" if first else None)
+                at = history["val_accuracy"].idxmax() if run.spec.recipe.keep == "best" else history.index[-1]
+                axis.plot(history["epoch"][at], history["val_accuracy"][at], "o", color=colour)
+        axis.set(xscale="log", xlabel="epoch", title=MODEL_NAMES[model])
+        axis.xaxis.set_major_locator(matplotlib.ticker.LogLocator(base=2, numticks=12))
+        axis.xaxis.set_major_formatter(matplotlib.ticker.FormatStrFormatter("%d"))
+        axis.xaxis.set_minor_locator(matplotlib.ticker.NullLocator())
+        axis.legend(loc="lower right", fontsize=8)
+    axes[0, 0].set_ylabel("validation accuracy (single view)")
+    percent(axes[0, 0].yaxis)
+    return _headline(figure, "Two recipes, equal networks: the dot is what is kept")
+
+
 def confusion_matrices(frame: pd.DataFrame) -> Figure:
     """One matrix a network: of each label's faces, the percentage that gets each prediction (mean over seeds). `frame` is 02_confusion."""
     models = [m for m in MODEL_NAMES if m in set(frame["model"])]

@@ -59,6 +59,7 @@ class Preset:
     explained: tuple[str, ...] = ()                           # networks of 06; () is all of them
     paired: dict = field(default_factory=lambda: {"depth": 18})  # what the ResNet of 07 and 08 departs by
     privileged: tuple[str, ...] = ("vgg16", "resnet")         # networks of 08
+    compared: tuple[str, ...] = ("vgg16", "resnet")           # networks that the two recipes are compared on
     grid_seeds: dict[str, tuple[int, ...]] = field(default_factory=dict)  # grids with seeds of their own
     sizes: tuple[int, int, int] = (2100, 700, 700)            # synthetic faces a split, when no data is given
 
@@ -74,7 +75,7 @@ PRESETS = {
         sizes=(1050, 210, 210),
         arms=("C4 coordinates", "fill mean", "B1 unmasked", "B4 mixed", "contrastive", "distillation", "contrastive 10", "masked 0.25",
               "cross-entropy", "mean", "shuffled prior"),
-        occluded=("mouth",), explained=("vgg16",), paired={"depth": 10, "width": 0.125}, privileged=("vgg16",),
+        occluded=("mouth",), explained=("vgg16",), paired={"depth": 10, "width": 0.125}, privileged=("vgg16",), compared=("vgg16",),
         grid_seeds={grid: (0, 1) for grid in ("05_controls", "06_seeds")}),
     # Widths, depths and epochs so that a run takes 5 to 13 minutes on one core; fp32 because bf16 was measured slower on that machine.
     "reduced": Preset(
@@ -83,11 +84,11 @@ PRESETS = {
         {"vgg16": {"depth": 8}, "resnet": {"depth": 10, "width": 0.375, "epochs": 10}, "densenet": {"depth": 29, "width": 0.67, "epochs": 10},
          "dpn": {"depth": 26, "width": 0.125, "epochs": 8},
          "resmasking": {"depth": 10, "width": 0.125, "epochs": 5, "grow": (32, 32, 32, 48)}},  # its map must divide by 8
-        longer={"epochs": 16, "grow": (32, 40, 48, 48)}, sweep={"depth": 8, "width": 0.5, "epochs": 8},
+        longer={"epochs": 16, "grow": (32, 40, 48, 48)}, sweep={"depth": 8, "width": 0.5, "epochs": 8}, compared=(),
         paired={"depth": 18, "width": 0.25, "epochs": 10},
         grid_seeds={grid: (0, 1, 2) if grid in ("02_leak", "05_second", "07", "08") else (0, 1, 2, 3, 4) for grid in REPLICATED}),
-    "full": Preset("FER2013 on one GPU: full width, several seeds", replace(RECIPES["fast"], epochs=40), seeds=(0, 1, 2)),
-    "paper": Preset("the author's protocol, 200 epochs", RECIPES["paper"], stem="cifar", longer={"epochs": 400}, views="leave_one_out"),
+    "full": Preset("FER2013 on one GPU: full width, several seeds", replace(RECIPES["fast"], epochs=34), seeds=(0, 1, 2), grid_seeds={"02_recipes": (0,)}),
+    "paper": Preset("the author's protocol, 200 epochs", RECIPES["paper"], stem="cifar", longer={"epochs": 400}, views="leave_one_out", compared=()),
 }
 
 
@@ -102,6 +103,11 @@ def spec(preset: Preset, data: Dataset, model: str, seed: int = 0, settings: dic
 def small(preset: Preset, data: Dataset, seed: int = 0, **values) -> RunSpec:
     """A run of the sweep's small VGG, which carries whatever is run many times."""
     return spec(preset, data, "vgg16", seed, preset.sweep or None, **values)
+
+
+def _thrifty(preset: Preset, data: Dataset, model: str, seed: int = 0) -> RunSpec:
+    """A baseline that other notebooks train as well: the small VGG, or the ResNet of 07 (its B1)."""
+    return small(preset, data, seed) if model == "vgg16" else spec(preset, data, model, seed, preset.paired)
 
 
 def baselines(preset: Preset, data: Dataset, seed: int = 0) -> dict[str, RunSpec]:
@@ -204,6 +210,16 @@ def leak(preset: Preset, data: Dataset, seed: int = 0) -> dict[str, RunSpec]:
     return {"with copies": base, "without copies": replace(base, rows="unleaked")}
 
 
+def recipes(preset: Preset, data: Dataset, seed: int = 0) -> dict[str, RunSpec]:
+    """02: the recipe `fast` against `paper`, the author's, at six times the epochs: equal networks and faces."""
+    found = {}
+    for model in preset.compared:
+        fast = _thrifty(preset, data, model, seed)
+        paper = replace(RECIPES["paper"], epochs=6 * fast.recipe.epochs)
+        found |= {f"{model} fast": fast, f"{model} paper": replace(fast, recipe=paper)}
+    return found
+
+
 def gate_seeds(preset: Preset, data: Dataset, seed: int = 0) -> dict[str, RunSpec]:
     """03: the input gate once more for each seed; the scheme's runs of that seed cluster its maps."""
     return {"input": gates(preset, data, seed)["input"]}
@@ -255,7 +271,7 @@ def privileged(preset: Preset, data: Dataset, seed: int = 0) -> dict[str, RunSpe
     """08: attributions of all channels, of their mean and of half of them held to the landmarks, beside plain cross-entropy."""
     found = {}
     for model in preset.privileged:
-        base = small(preset, data, seed) if model == "vgg16" else spec(preset, data, model, seed, preset.paired)  # 07's B1
+        base = _thrifty(preset, data, model, seed)
         held = {channels: replace(base, objective="privileged", term=replace(HELD, channels=channels)) for channels in CHANNELS}
         arms = {"cross-entropy": base, **held}
         found |= {f"{model} {name}": arm for name, arm in _chosen(preset, arms).items()}
@@ -284,7 +300,7 @@ def _chosen(preset: Preset, arms: dict) -> dict:
 
 
 # By notebook: what stands before "_" is its number.
-GRIDS = {"02": baselines, "02_leak": leak, "03": gates, "03_seeds": gate_seeds, "04": sweep, "05": scheme, "05_controls": controls,
+GRIDS = {"02": baselines, "02_leak": leak, "02_recipes": recipes, "03": gates, "03_seeds": gate_seeds, "04": sweep, "05": scheme, "05_controls": controls,
          "05_second": second, "05_ablations": ablations, "05_costs": costs, "06": explained, "06_seeds": explained_seeds, "06_occluded": occluded,
          "07": paradigms, "07_sweeps": paradigm_sweeps, "08": privileged, "08_ablations": privileged_ablations}
 

@@ -284,6 +284,23 @@ def leak(runs: Runs, data: Dataset) -> pd.DataFrame:
     return _tidy(pd.DataFrame(rows), data)
 
 
+@table("02_recipes", "02_recipes")
+def recipes(runs: Runs, data: Dataset) -> pd.DataFrame:
+    """The recipe `fast` beside the author's, on equal networks. `compute` is the pixels seen in training as a multiple of `fast`'s, `kept` the
+    epoch whose weights are kept, `val_accuracy` theirs (averaged over the recipe's own test views); scores on all test faces."""
+    rows = []
+    for name, several in runs.items():
+        fast = runs[f"{name.split(' ')[0]} fast"][0].spec.recipe
+        for run in several:
+            recipe, accuracy = run.spec.recipe, run.history["val_accuracy"]
+            kept = run.history["epoch"][accuracy.idxmax()] if recipe.keep == "best" else recipe.epochs
+            rows.append({"model": run.spec.model, "recipe": recipe.name, "seed": run.spec.seed, "epochs": recipe.epochs,
+                         "compute": _pixels(recipe) / _pixels(fast), "kept": kept, "val_n": len(data.labels("val")),
+                         **{f"val_{name}": run.metrics["val_unmasked"]["all"][name] for name in ("accuracy", "macro_accuracy")},
+                         **scores(run.logits("test_unmasked"), data, views=("all",))[0]})
+    return _tidy(pd.DataFrame(rows).drop(columns=["faces", "nll", "brier"]), data)
+
+
 @table("02_reliability", "02")
 def calibration(runs: Runs, data: Dataset) -> pd.DataFrame:
     """Confidence against accuracy in 15 bins, every model trained and tested on unmasked faces, all test faces; `ece` is the model's

@@ -4,6 +4,7 @@ from types import SimpleNamespace
 
 import matplotlib
 import numpy as np
+import pandas as pd
 import pytest
 
 from fer_lib import plots
@@ -12,6 +13,7 @@ from fer_lib.faces import EMOTIONS
 from fer_lib.fer2013 import Votes
 from fer_lib.metrics import measures
 from fer_lib.tables import TABLES
+from fer_lib.training import RECIPES
 
 matplotlib.use("Agg")
 
@@ -107,6 +109,23 @@ def test_price_of_copies_is_split_by_faces(leaky):
     table = build("02_leak", arms, leaky).set_index(["faces", "measure"])
     assert table.loc[("all", "accuracy"), ["from", "to", "change", "seeds", "n"]].tolist() == pytest.approx([0.5, 0.8, 0.3, 2, 70])
     assert table["n"].unique().tolist() == [70, 11, 59] and table.loc[("leaked", "macro_accuracy"), "change"] == pytest.approx(0.15)  # fear's is right in both
+
+
+def test_recipes_stand_beside_each_other_with_what_they_cost(leaky):
+    labels, history = leaky.labels("test"), pd.DataFrame({"epoch": [1, 2, 3], "val_accuracy": [0.2, 0.5, 0.4]})
+
+    def trained(recipe, share):
+        one = run("vgg16", 0, labels, share)
+        one.spec.recipe, one.history = recipe, history[: recipe.epochs]
+        one.metrics = {"val_unmasked": {"all": {"accuracy": share, "macro_accuracy": share}}}
+        return [one]
+
+    runs = {"vgg16 fast": trained(replace(RECIPES["fast"], epochs=2, grow=(24, 48)), 0.8), "vgg16 paper": trained(replace(RECIPES["paper"], epochs=3), 0.5)}
+    table = build("02_recipes", runs, leaky).set_index("recipe")
+    assert table["kept"].to_dict() == {"fast": 2, "paper": 2} and table["compute"].tolist() == pytest.approx([1, 3 * 48**2 / (24**2 + 48**2)])
+    assert table["val_accuracy"].tolist() == table["accuracy"].tolist() == pytest.approx([0.8, 0.5]) and (table["n"] == 70).all()
+    axis, = plots.recipe_curves(runs).axes
+    assert [text.get_text() for text in axis.get_legend().get_texts()] == ["fast, 2 epochs", "paper, 3 epochs"]
 
 
 def test_reliability_table_and_figure_carry_the_calibration_error(leaky, runs):
