@@ -149,7 +149,8 @@ def _in_low_light(runs: dict[str, Runs], data: Dataset) -> Values:
 def _on_landmarks(runs: dict[str, Runs], data: Dataset) -> Values:
     """Cosine of attribution and landmark prior, the attribution that the loss trains: held by the mean of channels minus cross-entropy."""
     def cell(run):
-        return unpack("cosine", run.measured("alignment"), ("method", "emotion")).set_index(["method", "emotion"]).loc[(ALIGNED[0], "all")]
+        keys = ("prior", "method", "emotion")
+        return unpack("cosine", run.measured("alignment"), keys).set_index(list(keys)).loc[("own", ALIGNED[0], "all")]
 
     return _measured_changes(runs["08"], "alignment", "resnet cross-entropy", "resnet mean", cell, "value")
 

@@ -13,10 +13,10 @@ from .augment import standardise, to_float
 from .dataset import VARIANTS, Dataset
 from .faces import EMOTIONS
 from .landmarks import HOW, REGIONS
-from .models import wide_stages
-from .objectives import attributed
+from .objectives import Term, attributed
 from .saliency import (AREA_FILLS, FEATURES, KINDS, RegionAblation, ablation_frame, align, attribute, cam_layer, cascade_randomise, compare_orders,
                        curve_frame, interval, join_regions, mass_frame, mean_maps, region_ablation, robustness_frame)
+from .training import attributed_stages
 
 
 def attention(model, spec, data: Dataset) -> dict[str, np.ndarray]:
@@ -206,7 +206,8 @@ def pairs(model, spec, data: Dataset) -> dict[str, np.ndarray]:
     index      int64 [n], positions of up to 2,000 clean test faces, the same for every network
     tsne       float16 [2, n, 2], t-SNE of their features (the last map's mean, standardised), unmasked and masked in one picture
     silhouette float32 [3], of the emotions in the features of unmasked, of masked and of both kinds
-    cosine     packed by emotion: mean cosine of a face's two features, with its 95 % interval
+    cosine     packed by faces and emotion: mean cosine of an unmasked face's features and those of `both` (its own masked picture) or of
+               `others` (another face of the emotion, masked), with its 95 % interval
     skin       packed by kind of face and emotion: share of Grad-CAM's positive mass (target: the label) outside the mask's pixels, over
                every test face, and the share of the picture that lies there
     maps       float16 [2, 7, 48, 48], mean Grad-CAM maps in the landmark frame
@@ -226,7 +227,9 @@ def pairs(model, spec, data: Dataset) -> dict[str, np.ndarray]:
     two, n = np.tile(labels[some], 2), len(index)
     silhouette = [silhouette_score(one, of) for one, of in ((standard[:n], two[:n]), (standard[n:], two[n:]), (standard, two))]
     unit = features / np.maximum(np.linalg.norm(features, axis=1, keepdims=True), 1e-9)
-    cosine = _by_emotion((unit[:n] * unit[n:]).sum(1), labels[some]).assign(faces="both")
+    another = _another(labels[some])
+    cosine = pd.concat([_by_emotion((unit[:n] * unit[n:][of]).sum(1), labels[some]).assign(faces=name)
+                        for name, of in (("both", slice(None)), ("others", another))])
     layer, _ = cam_layer(model, x["unmasked"])
     skin, maps = [], []
     for kind, one in x.items():
@@ -238,6 +241,15 @@ def pairs(model, spec, data: Dataset) -> dict[str, np.ndarray]:
         maps.append(mean.cpu().numpy())
     return {"index": index, "tsne": places.reshape(2, n, 2).astype(np.float16), "silhouette": np.array(silhouette, np.float32),
             **pack("cosine", cosine, ("faces", "emotion")), **pack("skin", pd.concat(skin), ("faces", "emotion")), "maps": np.stack(maps).astype(np.float16)}
+
+
+def _another(labels: np.ndarray) -> np.ndarray:
+    """For each face the position of another of its emotion (the next one, the last is given the first), int64 [n]."""
+    found = np.arange(len(labels))
+    for c in range(len(EMOTIONS)):
+        here = np.flatnonzero(labels == c)
+        found[here] = np.roll(here, -1)
+    return found
 
 
 def _by_emotion(values: np.ndarray, labels: np.ndarray) -> pd.DataFrame:
@@ -252,35 +264,43 @@ def _by_emotion(values: np.ndarray, labels: np.ndarray) -> pd.DataFrame:
 
 # ------------------------------------------------------------------------------------------------------- 08 privileged attribution
 
-ALIGNED = ("feature x gradient", "grad_cam", "saliency")  # what the loss trains, and two attributions that it does not name
+ALIGNED = ("feature x gradient", "grad_cam", "saliency")  # what the loss trains (by `mean`), and two attributions that it does not name
 
 
 def alignment(model, spec, data: Dataset) -> dict[str, np.ndarray]:
     """How far attributions of the label's logit lie on the landmarks, over the clean test faces that have landmarks of their own.
 
-    cosine        packed by method and emotion: cosine of the attribution's positive part and the prior (sigma 2 px), with its interval
+    cosine        packed by prior, method and emotion: cosine of the attribution's positive part and the prior (sigma 2 px), with its interval;
+                  prior `own`, or `another`: that of another face of the emotion, which a blob at the place of every face matches as well
     correlation   the same of the correlation of the attribution and the prior; `saliency` is taken by its absolute value
     maps          float16 [7, 48, 48], mean of feature x gradient (mean over channels) in the landmark frame, 0 to 1 a face
+
+    Feature x gradient is that of the map that a privileged objective holds in training of this recipe; the method `uniform` is a map without
+    any preference, whose cosine is far from 0.
     """
     device, test = next(model.parameters()).device, data.faces.where("test")
     index = test[data.faces.clean("test") & (data.landmarks.how[test] != HOW.index("template"))]
     labels = data.faces.labels[index].astype(np.int64)
     x = data.inputs(index, device=device)
-    target, stages, (layer, _) = torch.as_tensor(labels).to(device), wide_stages(model), cam_layer(model, x)
+    target, stages, (layer, _) = torch.as_tensor(labels).to(device), attributed_stages(model, spec.recipe, Term()), cam_layer(model, x)
     own = torch.cat([attributed(model, a, b, stages)[0].mean(1).detach() for a, b in zip(x.split(256), target.split(256))])  # (n, h, w)
     maps = {"feature x gradient": F.interpolate(own[:, None], x.shape[-2:], mode="bilinear")[:, 0],
-            "grad_cam": attribute(model, x, target, "grad_cam", layer=layer), "saliency": attribute(model, x, target, "saliency").abs()}
+            "grad_cam": attribute(model, x, target, "grad_cam", layer=layer), "saliency": attribute(model, x, target, "saliency").abs(),
+            "uniform": torch.ones_like(x[:, 0])}
     prior = torch.as_tensor(data.priors(index)[:, 0]).to(device).float().flatten(1)
-    cosine, correlation = [], []
-    for method in ALIGNED:
-        one = maps[method].flatten(1)
-        centred = [values - values.mean(1, keepdim=True) for values in (one, prior)]
-        for found, a, b in ((cosine, one.clamp(min=0), prior), (correlation, *centred)):
-            found.append(_by_emotion(F.cosine_similarity(a, b).cpu().numpy().astype(np.float64), labels).assign(method=method))
+    found = {"cosine": [], "correlation": []}
+    for whose, landmarks in (("own", prior), ("another", prior[torch.as_tensor(_another(labels)).to(device)])):
+        for method, one in maps.items():
+            one = one.flatten(1)
+            centred = [values - values.mean(1, keepdim=True) for values in (one, landmarks)]
+            for name, a, b in (("cosine", one.clamp(min=0), landmarks), ("correlation", *centred)):
+                alike = F.cosine_similarity(a, b).cpu().numpy().astype(np.float64)
+                found[name].append(_by_emotion(alike, labels).assign(prior=whose, method=method))
     top = maps["feature x gradient"].clamp(min=0)
     top = top / top.amax((1, 2), keepdim=True).clamp(min=1e-12)
     mean, _ = mean_maps(align(top, data.landmarks.points[index], data.landmarks.points.mean(0)), target, equal=False)
-    return {**pack("cosine", pd.concat(cosine), ("method", "emotion")), **pack("correlation", pd.concat(correlation), ("method", "emotion")),
+    keys = ("prior", "method", "emotion")
+    return {**{key: value for name, frames in found.items() for key, value in pack(name, pd.concat(frames), keys).items()},
             "maps": mean.cpu().numpy().astype(np.float16)}
 
 

@@ -16,7 +16,7 @@ from scipy.stats import t as student
 from .faces import EMOTIONS
 
 HEADLINE = ("accuracy", "macro_accuracy", "macro_f1")
-EQUIVALENT = 0.015  # half-width below which an interval around 0 says "no change": what the test split's 3,589 faces resolve
+EQUIVALENT = 0.015  # differences that count as no change: what the test split's 3,589 faces resolve
 
 
 def confusion(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
@@ -229,19 +229,21 @@ def verdict(low: float, high: float, n: int | None, direction: str, published: f
     """A claim's verdict by the rule of STUDY.md section 6, from the 95 % t interval over n seed pairs.
 
     direction    "+" or "-": reproduced when the interval excludes 0 on that side; not reproduced when it excludes that sign, or includes 0
-                 and excludes the `published` value. "0", a claim of no change: reproduced when it includes 0 with a half-width below
-                 EQUIVALENT (1.5 points, what the test split resolves); not reproduced when it excludes 0.
+                 and excludes the `published` value. "0", a claim of no change: reproduced when it lies within EQUIVALENT (1.5 points, what
+                 the test split resolves) of 0; not reproduced when it lies beyond. "keep", of no loss: the same of its lower side alone.
     Else, and with fewer than three seeds, inconclusive; without runs (n 0 or None) not testable. ValueError for another direction.
     """
-    if direction not in ("+", "-", "0"):
-        raise ValueError(f"Unknown direction {direction!r}: use one of +, -, 0.")
+    if direction not in ("+", "-", "0", "keep"):
+        raise ValueError(f"Unknown direction {direction!r}: use one of +, -, 0, keep.")
     if not n:
         return "not testable"
     if n < 3 or np.isnan(low) or np.isnan(high):
         return "inconclusive"
     has_zero = low <= 0 <= high
     if direction == "0":
-        reproduced, refuted = has_zero and (high - low) / 2 < EQUIVALENT, not has_zero
+        reproduced, refuted = -EQUIVALENT < low and high < EQUIVALENT, high <= -EQUIVALENT or low >= EQUIVALENT
+    elif direction == "keep":
+        reproduced, refuted = low > -EQUIVALENT, high <= -EQUIVALENT
     else:
         reproduced, against = (low > 0, high <= 0) if direction == "+" else (high < 0, low >= 0)
         known = published is not None and not np.isnan(published)

@@ -244,9 +244,9 @@ def stage_maps(model: Network, size: int = 48) -> list[tuple[int, int]]:
     return found
 
 
-def wide_stages(model: Network, least: int = MINIMUM_MAP) -> int:
-    """How many stages lead to the last map of at least `least` pixels a side (STUDY section 5)."""
-    return max((i + 1 for i, (_, side) in enumerate(stage_maps(model)) if side >= least), default=1)
+def wide_stages(model: Network, least: int = MINIMUM_MAP, size: int = 48) -> int:
+    """How many stages lead to the last map of at least `least` pixels a side (STUDY section 5), of faces `size` pixels wide."""
+    return max((i + 1 for i, (_, side) in enumerate(stage_maps(model, size)) if side >= least), default=1)
 
 
 def ensemble(logits: list[torch.Tensor], rule: str = "mean_softmax") -> torch.Tensor:

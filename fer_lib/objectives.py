@@ -23,7 +23,7 @@ class Term:
     form: str = "correlation"      # correlation | literal: the prior as it is, not standardised
     prior: str = "full"            # one of PRIORS
     sigma: float = 2.0             # pixels of 48: width of a landmark in the prior
-    stages: int = 0                # the map after so many stages is attributed; 0: the last of at least 6x6
+    stages: int = 0                # the map after so many stages is attributed; 0: the last that is never below 6x6 in training
 
     def __post_init__(self):
         if self.target == "sum of probabilities":
@@ -77,7 +77,8 @@ def apart(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
 
 
 def contrastive(model, batch: Batch, recipe) -> torch.Tensor:
-    """Cross-entropy on both pictures of a face, and their last maps pulled together."""
+    """Cross-entropy on both pictures of a face (their mean, where the paper has the sum: its weight is twice ours), and their last maps pulled
+    together."""
     maps = model.forward_features(batch.x)
     return _cross_entropy(model.head(maps), batch, recipe) + _weight(batch) * apart(*maps.chunk(2))
 
@@ -104,9 +105,11 @@ def supervised_contrastive(model, batch: Batch, recipe, temperature: float = 0.1
     2020). An extension, not the paper's."""
     maps = model.forward_features(batch.x)
     z = F.normalize(batch.head(maps.mean((2, 3))).float(), dim=1)  # (B, 128)
+    with torch.autocast(z.device.type, enabled=False):
+        likeness = z @ z.T / temperature
     labels = batch.labels if batch.labels.ndim == 1 else batch.labels.argmax(1)
     self_ = torch.eye(len(z), dtype=torch.bool, device=z.device)
-    log_p = (z @ z.T / temperature).masked_fill(self_, float("-inf")).log_softmax(1).masked_fill(self_, 0)
+    log_p = likeness.masked_fill(self_, float("-inf")).log_softmax(1).masked_fill(self_, 0)
     alike = (labels[:, None] == labels) & ~self_                    # a face is alike its own other picture at least
     loss = -((log_p * alike).sum(1) / alike.sum(1).clamp(min=1)).mean()
     return _cross_entropy(model.head(maps), batch, recipe) + _weight(batch) * loss
@@ -117,17 +120,28 @@ def supervised_contrastive(model, batch: Batch, recipe, temperature: float = 0.1
 def attributed(model, x: torch.Tensor, labels: torch.Tensor, stages: int, target: str = "label") -> tuple[torch.Tensor, torch.Tensor]:
     """Attributions F * dz/dF (B, C, h, w) of the map F after so many stages, and the logits (B, 7), both float32 outside autocast.
 
-    z is the label's logit (of label shares, their mean) or the sum of all. Both can be differentiated again.
+    z is the label's logit (of label shares, their mean) or the sum of all, as the network says it in use: in training the way from the map to
+    z is gone twice, and its batch normalisation is that of eval mode where it is attributed. Else a face's slope would hold the other faces'
+    labels, through the statistics of the batch, and the loss would be met there. Both can be differentiated again.
     """
     maps = model.forward_features(x, stages)
     with torch.autocast(x.device.type, enabled=False):
         maps = maps.to(torch.promote_types(maps.dtype, torch.float32))
         maps = maps if maps.requires_grad else maps.requires_grad_()
         logits = model.classify(maps, stages)
+        judged = _in_use(model, maps, stages) if model.training else logits
         shares = labels if labels.ndim == 2 else F.one_hot(labels, logits.shape[1])
-        z = (logits if target == "sum" else logits * shares).sum()
+        z = (judged if target == "sum" else judged * shares).sum()
         slope, = torch.autograd.grad(z, maps, create_graph=True)
     return maps * slope, logits
+
+
+def _in_use(model, maps: torch.Tensor, stages: int) -> torch.Tensor:
+    """Logits of maps, without statistics of the batch and without dropout; the network is left in training mode."""
+    model.eval()
+    logits = model.classify(maps, stages)
+    model.train()
+    return logits
 
 
 def prior_distance(attributions: torch.Tensor, prior: torch.Tensor, form: str = "correlation") -> torch.Tensor:

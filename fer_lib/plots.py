@@ -964,7 +964,7 @@ def visible_skin(frame: pd.DataFrame) -> Figure:
     percent(axis.xaxis)
     axis.legend(loc="upper left", bbox_to_anchor=(1, 1))
     masked = frame[frame["faces"] == "masked"].groupby("row", sort=False)["share"].mean()
-    axis.set_title(f"On masked faces {masked.idxmax()} looks at bare skin most ({masked.max():.0%})")
+    axis.set_title(f"On masked faces between {masked.min():.0%} and {masked.max():.0%} lies outside the mask, which is {frame['area'].mean():.0%} of the picture")
     return figure
 
 
@@ -1012,43 +1012,53 @@ def privileged_gains(frame: pd.DataFrame, measure: str = "macro_accuracy") -> Fi
     return _headline(figure, f"Gain over cross-entropy: {int((frame['low'] > 0).sum())} of {len(frame)} beyond 0, {int((frame['high'] < 0).sum())} below")
 
 
-def alignments(frame: pd.DataFrame, measure: str = "cosine") -> Figure:
-    """How far attributions lie on the landmarks, a panel a network, by attribution and way of training. `frame` is 08_alignment."""
-    frame = frame[(frame["measure"] == measure) & (frame["emotion"] == "all")]
+def alignments(frame: pd.DataFrame, measure: str = "correlation") -> Figure:
+    """How far attributions lie on the landmarks, a panel a network, by attribution and way of training; hollow: on those of another face of the
+    emotion. `frame` is 08_alignment."""
+    frame = frame[(frame["measure"] == measure) & (frame["emotion"] == "all") & (frame["method"] != "uniform")]
     models, methods = list(dict.fromkeys(frame["model"])), list(dict.fromkeys(frame["method"]))
     names = [arm for arm in ARM_COLOURS if arm in set(frame["arm"])]
     figure, axes = plt.subplots(1, len(models), figsize=(5 * len(models) + 1.5, 0.85 * len(methods) + 1.6), sharex=True, sharey=True, squeeze=False)
     for axis, model in zip(axes[0], models):
         for (i, method), (j, arm) in ((a, b) for a in enumerate(methods) for b in enumerate(names)):
             part = frame[(frame["model"] == model) & (frame["method"] == method) & (frame["arm"] == arm)]
-            _over_seeds(axis, part, "value", ("low", "high"), i + 0.16 * (j - (len(names) - 1) / 2), ARM_COLOURS[arm], label=arm if i == 0 else None)
+            y = i + 0.16 * (j - (len(names) - 1) / 2)
+            axis.plot(part[part["prior"] == "another"]["value"].mean(), y, "o", mfc="white", color=ARM_COLOURS[arm], markersize=6)
+            _over_seeds(axis, part[part["prior"] == "own"], "value", ("low", "high"), y, ARM_COLOURS[arm], label=arm if i == 0 else None)
+        axis.axvline(0, color="#333333", lw=0.8)
         axis.set_yticks(range(len(methods)), [METHOD_NAMES.get(method, method) for method in methods])
         axis.set_title(MODEL_NAMES[model])
         axis.set_xlabel(f"{measure} of attribution and landmarks")
     axes[0, 0].set_ylim(len(methods) - 0.5, -0.5)
+    axes[0, -1].plot([], [], "o", mfc="white", color="#777777", label="another's\nlandmarks")
     axes[0, -1].legend(loc="upper left", bbox_to_anchor=(1, 1), title="trained with")
-    trained = frame[frame["method"] == methods[0]].groupby("arm")["value"].mean()
+    trained = frame[(frame["method"] == methods[0]) & (frame["prior"] == "own")].groupby("arm")["value"].mean()
     return _headline(figure, f"The one that is trained goes from {trained['cross-entropy']:.2f} to {trained.drop('cross-entropy').max():.2f}")
 
 
 def privileged_ablations(scores: pd.DataFrame, aligned: pd.DataFrame) -> Figure:
-    """One thing changed at a time: validation macro accuracy with its interval over the faces (band: cross-entropy), and the cosine of attribution and
-    landmarks. `scores` is 08_ablations, `aligned` 08_ablations_alignment."""
-    part = scores[(scores["split"] == "val") & (scores["test"] == "unmasked")].groupby("arm", sort=False).mean(numeric_only=True)
-    found = aligned[(aligned["measure"] == "cosine") & (aligned["emotion"] == "all")]
-    figure, axes = plt.subplots(1, 2, figsize=(11, 0.36 * len(part) + 1.6), sharey=True)
-    value = part["macro_accuracy"]
-    axes[0].errorbar(value, range(len(part)), fmt="o", color="#0072B2", capsize=2,
-                     xerr=[value - part["macro_accuracy_low"], part["macro_accuracy_high"] - value])
-    axes[0].axvspan(*part.loc["cross-entropy", ["macro_accuracy_low", "macro_accuracy_high"]], color="#777777", alpha=0.15, lw=0)
+    """One thing changed at a time: validation macro accuracy on unmasked and on masked faces with its interval over the faces (bands:
+    cross-entropy), and the correlation of attribution and landmarks. `scores` is 08_ablations, `aligned` 08_ablations_alignment."""
+    scores = scores[scores["split"] == "val"]
+    names = list(dict.fromkeys(scores["arm"]))
+    found = aligned[(aligned["measure"] == "correlation") & (aligned["emotion"] == "all") & (aligned["prior"] == "own") & (aligned["method"] != "uniform")]
+    figure, axes = plt.subplots(1, 2, figsize=(11, 0.36 * len(names) + 1.6), sharey=True)
+    for test, marker in (("unmasked", "o"), ("masked", "s")):
+        part = scores[scores["test"] == test].groupby("arm").mean(numeric_only=True).loc[names]
+        value, low, high = (part[f"macro_accuracy{end}"] for end in ("", "_low", "_high"))
+        axes[0].errorbar(value, range(len(part)), fmt=marker, color=FACE_COLOURS[test], capsize=2, xerr=[value - low, high - value], label=f"{test} faces")
+        axes[0].axvspan(low["cross-entropy"], high["cross-entropy"], color=FACE_COLOURS[test], alpha=0.12, lw=0)
+        if test == "unmasked":
+            headline = f"Highest on unmasked validation faces: {value.idxmax()} ({value.max():.1%}; cross-entropy {value['cross-entropy']:.1%})"
     for method, marker in zip(dict.fromkeys(found["method"]), "osD"):
-        one = found[found["method"] == method].groupby("arm")[["value", "low", "high"]].mean().reindex(part.index)
-        axes[1].errorbar(one["value"], range(len(part)), fmt=marker, label=METHOD_NAMES.get(method, method), markersize=5, capsize=2,
+        one = found[found["method"] == method].groupby("arm")[["value", "low", "high"]].mean().reindex(names)
+        axes[1].errorbar(one["value"], range(len(names)), fmt=marker, label=METHOD_NAMES.get(method, method), markersize=5, capsize=2,
                          xerr=[one["value"] - one["low"], one["high"] - one["value"]])
-    axes[0].set_yticks(range(len(part)), part.index)
-    axes[0].set_ylim(len(part) - 0.5, -0.5)
+    axes[0].set_yticks(range(len(names)), names)
+    axes[0].set_ylim(len(names) - 0.5, -0.5)
     axes[0].set_xlabel("macro accuracy, validation")
-    axes[1].set_xlabel("cosine of attribution and landmarks")
+    axes[0].legend(loc="upper center", fontsize=8)
+    axes[1].set_xlabel("correlation of attribution and landmarks")
     percent(axes[0].xaxis)
     axes[1].legend(loc="upper left", bbox_to_anchor=(1, 1))
-    return _headline(figure, f"Highest on validation: {value.idxmax()} ({value.max():.1%}; cross-entropy {value['cross-entropy']:.1%})")
+    return _headline(figure, headline)

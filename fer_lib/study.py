@@ -243,12 +243,14 @@ WEIGHTS = {"contrastive": 0.1, "distillation": 100.0,  # best mean of both kinds
 
 
 def paradigms(preset: Preset, data: Dataset, seed: int = 0) -> dict[str, RunSpec]:
-    """07: the ways of the masked-student paper to train one network for faces with and without a mask, equal images seen, and two more."""
+    """07: the ways of the masked-student paper to train one network for faces with and without a mask, and two more: equal images seen by each,
+    but for those that B1 saw before where it is the start or the teacher. B4 from B1 is the control of these."""
     b1 = spec(preset, data, "resnet", seed, preset.paired)
     b2, mixed, pairs = (replace(b1, variant=variant) for variant in ("masked", "mixed", "pairs"))
     term = {name: Term(weight) for name, weight in WEIGHTS.items()}
     return _chosen(preset, {
         "B1 unmasked": b1, "B2 masked": b2, "B3 masked, from B1": replace(b2, start=b1), "B4 mixed": mixed,
+        "B4 mixed, from B1": replace(mixed, start=b1),
         "contrastive": replace(pairs, objective="contrastive", term=term["contrastive"]),
         "distillation": replace(mixed, objective="distillation", teacher=b1, term=term["distillation"]),
         "logit distillation": replace(mixed, objective="logit_distillation", teacher=b1, term=term["logit distillation"]),
@@ -259,7 +261,7 @@ def paradigm_sweeps(preset: Preset, data: Dataset, seed: int = 0) -> dict[str, R
     """07: how much of the second term, and how many of the faces masked, on one network."""
     b1 = spec(preset, data, "resnet", seed, preset.paired)
     mixed, pairs = replace(b1, variant="mixed"), replace(b1, variant="pairs")
-    found = {"contrastive 0": pairs} | {f"contrastive {w:g}": replace(pairs, objective="contrastive", term=Term(w)) for w in (0.1, 1.0, 10.0)}
+    found = {"contrastive 0": pairs} | {f"contrastive {w:g}": replace(pairs, objective="contrastive", term=Term(w)) for w in (0.01, 0.1, 1.0, 10.0)}
     found |= {"distillation 0": mixed}
     found |= {f"distillation {w:g}": replace(mixed, objective="distillation", teacher=b1, term=Term(w)) for w in (0.1, 1.0, 10.0, 100.0)}
     found |= {"masked 0": b1, **{f"masked {p:g}": replace(mixed, masked_share=p) for p in (0.25, 0.5, 0.75)},
@@ -284,8 +286,9 @@ HELD = Term(weight=0.1, warmup=0.1)  # best on validation at `reduced`: 08_ablat
 def privileged_ablations(preset: Preset, data: Dataset, seed: int = 0) -> dict[str, RunSpec]:
     """08: one thing of the privileged loss changed at a time, a control whose prior is another face's, and its combination with masked faces."""
     base = small(preset, data, seed)
+    other_stages = (1, 3, 4) if base.recipe.grow else (1, 2, 4)  # the default is 2 where faces grow, else 3
     arms = {"mean": HELD, **{f"weight {w:g}": replace(HELD, weight=w) for w in (1.0, 10.0)},
-            **{f"sigma {s:g}": replace(HELD, sigma=s) for s in (1.0, 4.0)}, **{f"after stage {k}": replace(HELD, stages=k) for k in (1, 2, 4)},
+            **{f"sigma {s:g}": replace(HELD, sigma=s) for s in (1.0, 4.0)}, **{f"after stage {k}": replace(HELD, stages=k) for k in other_stages},
             "sum of logits": replace(HELD, target="sum"), "literal": replace(HELD, form="literal"), "shuffled prior": replace(HELD, prior="shuffled")}
     found = {"cross-entropy": base, **{name: replace(base, objective="privileged", term=term) for name, term in arms.items()}}
     mixed = replace(base, variant="mixed")

@@ -820,16 +820,18 @@ def against_mixed(runs: Runs, data: Dataset) -> pd.DataFrame:
 
 @table("07_features", "07")
 def features(runs: Runs, data: Dataset) -> pd.DataFrame:
-    """Features of the same n clean test faces without and with a mask: silhouette of the emotions within each kind and over both, and the mean
-    cosine of a face's two features with its 95 % interval over the faces."""
+    """Features of the same n clean test faces without and with a mask: silhouette of the emotions within each kind and over both, the mean cosine
+    of a face's two features with its 95 % interval over the faces, and that of an unmasked face's and another's of its emotion, masked."""
     rows = []
     for name, several in runs.items():
         for run in several:
             found = run.measured("pairs")
-            cosine = unpack("cosine", found, ("faces", "emotion")).set_index("emotion").loc["all"]
+            alike = unpack("cosine", found, ("faces", "emotion")).query("emotion == 'all'").set_index("faces")
+            cosine = alike.loc["both"]
             rows.append({"row": name, "model": run.spec.model, "seed": run.spec.seed, "n": len(found["index"]),
                          **{f"silhouette_{kind}": value for kind, value in zip((*VARIANTS, "both"), found["silhouette"].astype(float))},
-                         "cosine": cosine["value"], "cosine_low": cosine["low"], "cosine_high": cosine["high"]})
+                         "cosine": cosine["value"], "cosine_low": cosine["low"], "cosine_high": cosine["high"],
+                         "cosine_others": alike.loc["others", "value"]})
     return _tidy(pd.DataFrame(rows), data)
 
 
@@ -884,11 +886,11 @@ def privileged_gains(runs: Runs, data: Dataset) -> pd.DataFrame:
 @table("08_ablations_alignment", "08_ablations")
 def alignment(runs: Runs, data: Dataset) -> pd.DataFrame:
     """How far attributions of the label lie on the landmarks (`measures.alignment`): cosine of the positive part and the prior, and correlation, by
-    method and emotion, with 95 % intervals over the n faces."""
-    frames = [unpack(measure, run.measured("alignment"), ("method", "emotion")).assign(model=run.spec.model, measure=measure, seed=run.spec.seed,
+    prior (a face's own, or another's of its emotion), method and emotion, with 95 % intervals over the n faces."""
+    frames = [unpack(measure, run.measured("alignment"), ("prior", "method", "emotion")).assign(model=run.spec.model, measure=measure, seed=run.spec.seed,
               arm=name.removeprefix(f"{run.spec.model} ")) for name, several in runs.items() for run in several for measure in ("cosine", "correlation")]
     frame = pd.concat(frames, ignore_index=True)
-    return _tidy(frame[["model", "arm", "seed", "method", "measure", "emotion", "n", "value", "low", "high"]], data)
+    return _tidy(frame[["model", "arm", "seed", "prior", "method", "measure", "emotion", "n", "value", "low", "high"]], data)
 
 
 @table("08_ablations", "08_ablations")

@@ -16,7 +16,7 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 from torch.optim.swa_utils import AveragedModel
 
 from .augment import AUGMENTATIONS, augment, standardise, test_views, to_float
-from .faces import EMOTIONS
+from .faces import EMOTIONS, SIZE
 from .models import stage_maps, wide_stages
 from .objectives import HEADS, OBJECTIVES, Batch, Term
 from .perturb import REFIT, fill
@@ -114,7 +114,7 @@ def train(model, images: torch.Tensor, labels: torch.Tensor, val_images: torch.T
     head = _head(objective, model, seed)
     learnt = [*model.parameters(), *(head.parameters() if head else ())]
     decay, plain = [p for p in learnt if p.ndim > 1], [p for p in learnt if p.ndim <= 1]
-    stages = term.stages or (wide_stages(model) if priors is not None else 0)
+    stages = attributed_stages(model, recipe, term) if priors is not None else 0
     optimizer = torch.optim.SGD([{"params": decay, "weight_decay": recipe.weight_decay}, {"params": plain, "weight_decay": 0.0}],
                                 lr=recipe.lr, momentum=0.9, nesterov=True)
     plateau = ReduceLROnPlateau(optimizer, mode="max", factor=0.75, patience=5) if recipe.schedule == "plateau" else None
@@ -178,6 +178,11 @@ def train(model, images: torch.Tensor, labels: torch.Tensor, val_images: torch.T
     elif averaged:
         model.load_state_dict(averaged.module.state_dict())
     return history
+
+
+def attributed_stages(model, recipe: Recipe, term: Term) -> int:
+    """How many stages lead to the map that a privileged objective attributes: the same at every size that the faces are trained at."""
+    return term.stages or wide_stages(model, size=min(recipe.grow, default=SIZE))
 
 
 def _moving_average(decay: float, updates):

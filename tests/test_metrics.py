@@ -259,7 +259,12 @@ def test_holm_multiplies_the_smallest_p_by_the_number_of_tests():
     ((np.nan, np.nan, None, "0"), "not testable"),
     ((-0.01, 0.012, 5, "0"), "reproduced"),
     ((-0.02, 0.02, 5, "0"), "inconclusive"),             # holds 0, too wide to say "no change"
-    ((0.001, 0.01, 5, "0"), "not reproduced"),
+    ((0.001, 0.01, 5, "0"), "reproduced"),
+    ((-0.028, 0.001, 5, "0"), "inconclusive"),            # may be a loss of 2.8 points
+    ((0.016, 0.03, 5, "0"), "not reproduced"),
+    ((-0.01, 0.04, 5, "keep"), "reproduced"),             # a gain keeps what there was
+    ((-0.02, 0.01, 5, "keep"), "inconclusive"),
+    ((-0.04, -0.016, 5, "keep"), "not reproduced"),
 ])
 def test_verdict_follows_the_rule(case, expected):
     assert verdict(*case) == expected

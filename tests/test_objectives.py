@@ -11,7 +11,7 @@ from fer_lib.dataset import Dataset
 from fer_lib.landmarks import HOW, heatmaps
 from fer_lib.models import build_model, wide_stages
 from fer_lib.objectives import CHANNELS, OBJECTIVES, Batch, Term, apart, attributed, prior_distance
-from fer_lib.training import RECIPES, _batch, train
+from fer_lib.training import RECIPES, _batch, attributed_stages, train
 
 RECIPE = replace(RECIPES["fast"], epochs=1, batch=16, precision="fp32", label_smoothing=0.0)
 
@@ -94,6 +94,21 @@ def test_attribution_is_the_map_times_the_slope_of_the_labels_logit():
     assert torch.allclose(attributed(model, x, shares, len(model.stages))[0], found, atol=1e-6)
 
 
+def test_in_training_a_face_is_attributed_by_its_own_label_and_the_statistics_of_use():
+    model, x, labels = network().train(), faces(), torch.arange(8) % 7
+    known = {name: value.clone() for name, value in model.named_buffers()}
+    own, logits = attributed(model, x, labels, 2)
+    model.load_state_dict(known, strict=False)
+    others = attributed(model, x, torch.cat([labels[:1], labels[1:].flip(0)]), 2)[0]
+    assert torch.allclose(own[0], others[0], atol=1e-7) and not torch.allclose(own[1], others[1], atol=1e-5) and model.training
+    model.load_state_dict(known, strict=False)
+    assert torch.equal(logits, model(x))                                    # cross-entropy's are those of training
+    once = {name: value.clone() for name, value in model.named_buffers()}   # and the statistics move once a step
+    model.load_state_dict(known, strict=False)
+    attributed(model, x, labels, 2)
+    assert all(torch.equal(value, once[name]) for name, value in model.named_buffers())
+
+
 def test_faces_without_landmarks_add_nothing():
     model, blank = network(), torch.zeros(8, 1, 48, 48)
     shown = batch(faces(), prior=blank, term=Term(weight=5.0), stages=3)
@@ -114,7 +129,9 @@ def test_weight_grows_over_the_warmup(prior):
     assert losses[1] - losses[0] == pytest.approx((losses[2] - losses[0]) / 2, rel=1e-3) and losses[2] == losses[3] != losses[0]
 
 
-def test_the_attributed_map_is_the_last_of_at_least_six_pixels():
+def test_the_attributed_map_is_the_last_that_is_never_below_six_pixels():
+    small = replace(RECIPE, grow=(32, 40, 48))
+    assert [attributed_stages(network(), recipe, Term(stages=k)) for recipe, k in ((RECIPE, 0), (small, 0), (small, 4))] == [3, 2, 4]
     assert wide_stages(network()) == 3 and wide_stages(network(), least=20) == 1
     assert network().forward_features(faces(1), 3).shape[-1] == 6 and wide_stages(build_model("resnet", 0.125, 10, "pooled")) == 3
 

@@ -32,12 +32,13 @@ def by_emotion(value: float) -> pd.DataFrame:
 def paired_measures(skin: float) -> dict:
     frame = pd.concat([by_emotion(skin + (kind == "masked") * 0.1).assign(faces=kind, area=0.6) for kind in ("unmasked", "masked")])
     return {"pairs": {"index": np.arange(5), "silhouette": np.array([0.3, 0.1, 0.2], np.float32), "tsne": np.zeros((2, 5, 2), np.float16),
-                      **pack("cosine", by_emotion(0.8).assign(faces="both"), ("faces", "emotion")), **pack("skin", frame, ("faces", "emotion"))}}
+                      **pack("cosine", pd.concat([by_emotion(0.8).assign(faces="both"), by_emotion(0.7).assign(faces="others")]), ("faces", "emotion")), **pack("skin", frame, ("faces", "emotion"))}}
 
 
 def aligned_measures(cosine: float) -> dict:
-    frame = pd.concat([by_emotion(cosine - 0.1 * i).assign(method=method) for i, method in enumerate(ALIGNED)])
-    return {"alignment": {**pack("cosine", frame, ("method", "emotion")), **pack("correlation", frame, ("method", "emotion"))}}
+    frame = pd.concat([by_emotion(cosine - 0.1 * i - 0.05 * (prior == "another")).assign(method=method, prior=prior)
+                       for i, method in enumerate((*ALIGNED, "uniform")) for prior in ("own", "another")])
+    return {"alignment": {key: value for name in ("cosine", "correlation") for key, value in pack(name, frame, ("prior", "method", "emotion")).items()}}
 
 
 @pytest.fixture(scope="module")
@@ -76,11 +77,13 @@ def test_gains_over_mixed_training_are_paired_by_seed(data, paradigms):
 
 def test_features_and_skin_come_from_what_was_measured(data, paradigms):
     found = build("07_features", paradigms, data)
-    assert found.loc[0, ["silhouette_unmasked", "silhouette_masked", "silhouette_both", "cosine", "n"]].tolist() == pytest.approx([0.3, 0.1, 0.2, 0.8, 5])
+    assert found.loc[0, ["silhouette_unmasked", "silhouette_masked", "silhouette_both", "cosine", "cosine_others", "n"]].tolist() == \
+        pytest.approx([0.3, 0.1, 0.2, 0.8, 0.7, 5])
     skin = build("07_skin", paradigms, data)
     masked = skin.query("row == 'contrastive' and faces == 'masked' and emotion == 'all'")
     assert masked["share"].tolist() == pytest.approx([0.8] * 3) and masked["area"].tolist() == pytest.approx([0.6] * 3)
-    assert plots.visible_skin(skin).axes[0].get_title() == "On masked faces contrastive looks at bare skin most (80%)"
+    assert plots.visible_skin(skin).axes[0].get_title() == \
+        "On masked faces between 60% and 80% lies outside the mask, which is 60% of the picture"
     figure = plots.feature_pictures({name: runs[0].measured("pairs")["tsne"] for name, runs in paradigms.items()}, np.arange(5))
     assert len(figure.axes) == 6
 
@@ -109,8 +112,9 @@ def test_privileged_gain_is_paired_by_seed_and_drawn(data, held):
 
 def test_alignment_holds_every_method_and_arm(data, held):
     table = build("08_alignment", held, data)
-    found = table.query("measure == 'cosine' and emotion == 'all' and seed == 0").set_index(["arm", "method"])["value"]
-    assert found["cross-entropy"].tolist() == pytest.approx([0.5, 0.4, 0.3]) and found["mean"].tolist() == pytest.approx([0.8, 0.7, 0.6])
+    found = table.query("measure == 'cosine' and emotion == 'all' and seed == 0").set_index(["arm", "prior", "method"])["value"]
+    assert found["cross-entropy", "own"].tolist() == pytest.approx([0.5, 0.4, 0.3, 0.2])
+    assert found["mean", "another"].tolist() == pytest.approx([0.75, 0.65, 0.55, 0.45])
     assert plots.alignments(table).get_suptitle() == "The one that is trained goes from 0.50 to 0.80"
 
 
@@ -119,4 +123,4 @@ def test_ablations_show_validation_beside_alignment(data, labels):
     table = build("08_ablations", runs, data)
     assert set(table["split"]) == {"val", "test"} and (table["n"] > 0).all()
     figure = plots.privileged_ablations(table, build("08_ablations_alignment", runs, data))
-    assert figure.get_suptitle().startswith("Highest on validation: weight 10 (")
+    assert figure.get_suptitle().startswith("Highest on unmasked validation faces: weight 10 (")
