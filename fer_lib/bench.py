@@ -19,11 +19,11 @@ from . import lloyd
 from .clustering import _draws, kmeans, pixel_features
 from .dataset import open_dataset
 from .faces import EMOTIONS, SIZE
-from .models import build_model, forward_flops, wide_stages
+from .models import build_model, forward_flops
 from .objectives import OBJECTIVES, Batch, Term
 from .runs import RunSpec, Store, device_name
 from .schedule import Schedule
-from .training import RECIPES, train
+from .training import RECIPES, Recipe, attributed_stages, train
 
 log = logging.getLogger(__name__)
 
@@ -176,18 +176,18 @@ def _training(device: str, faces: int | None = None) -> list[tuple]:
 
 # ---- what the second derivative of privileged attribution costs ----
 
-def privileged_step(model, batch: int = 64, repeats: int = 10, device: str = "cpu") -> float:
-    """Time of a training step with the privileged attribution loss (its gradient is a second derivative) over one with cross-entropy:
-    forward and backward, the two in turn, the median of each."""
+def privileged_step(model, recipe: Recipe = RECIPES["fast"], batch: int = 64, repeats: int = 10, device: str = "cpu") -> float:
+    """Time of a training step with the privileged attribution loss (its gradient is a second derivative) over one with cross-entropy,
+    on faces of full size: forward and backward, the two in turn, the median of each."""
     model = model.to(device, memory_format=torch.channels_last).train()
     x = torch.randn(batch, 1, SIZE, SIZE, device=device, generator=torch.Generator(device).manual_seed(0)).to(memory_format=torch.channels_last)
     shown = Batch(x, torch.arange(batch, device=device) % len(EMOTIONS), torch.ones(len(EMOTIONS), device=device), prior=torch.rand_like(x),
-                  term=Term(), stages=wide_stages(model))
+                  term=Term(), stages=attributed_stages(model, recipe, Term()))
     times: dict[str, list[float]] = {"cross_entropy": [], "privileged": []}
     for _ in range(repeats + 1):
         for objective, found in times.items():
             began = time.perf_counter()
-            OBJECTIVES[objective](model, shown, RECIPES["fast"]).backward()
+            OBJECTIVES[objective](model, shown, recipe).backward()
             if device != "cpu":
                 torch.cuda.synchronize()
             found.append(time.perf_counter() - began)

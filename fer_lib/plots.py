@@ -907,14 +907,14 @@ def paradigm_scores(frame: pd.DataFrame) -> Figure:
     axis.set_xlabel("macro accuracy, test split")
     percent(axis.xaxis)
     axis.legend(loc="upper left", bbox_to_anchor=(1, 1))
-    axis.set_title(f"Best over both kinds of face: {both.idxmax()} ({both.max():.1%})")
+    axis.set_title(f"Highest over both kinds of test face: {both.idxmax()} ({both.max():.1%})")
     return figure
 
 
 def paradigm_gains(frame: pd.DataFrame, measure: str = "macro_accuracy") -> Figure:
     """What each row gains over plain training on mixed faces: the seed-paired 95 % t interval thick, the two-level bootstrap over seeds and faces
     thin. `frame` is 07_against_mixed."""
-    frame = frame[frame["measure"] == measure]
+    frame = frame[(frame["measure"] == measure) & (frame["against"] == "B4 mixed")]
     rows = list(dict.fromkeys(frame["row"]))
     figure, axes = plt.subplots(1, 3, figsize=(12, 0.42 * len(rows) + 1.5), sharex=True, sharey=True)
     for axis, (test, colour) in zip(axes, FACE_COLOURS.items()):

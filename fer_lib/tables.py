@@ -800,16 +800,17 @@ def paradigms(runs: Runs, data: Dataset) -> pd.DataFrame:
 
 @table("07_against_mixed", "07")
 def against_mixed(runs: Runs, data: Dataset) -> pd.DataFrame:
-    """What each row gains over B4, plain training on mixed faces: `change` with the seed-paired 95 % t interval (`low`, `high`), and for unmasked
-    and masked faces the two-level bootstrap interval over seeds and faces."""
-    rows, base = [], {run.spec.seed: run for run in runs["B4 mixed"]}
-    for name, several in runs.items():
+    """What each row gains over B4, plain training on mixed faces, and over B4 started from B1: `change` with the seed-paired 95 % t interval (`low`,
+    `high`), and for unmasked and masked faces the two-level bootstrap interval over seeds and faces."""
+    rows = []
+    for against, (name, several) in ((a, b) for a in ("B4 mixed", "B4 mixed, from B1") for b in runs.items()):
+        base = {run.spec.seed: run for run in runs.get(against, ())}
         pairs = [(base[run.spec.seed], run) for run in several if run.spec.seed in base]
         ends = [[_paradigm_scores(run, data) for run in arm] for arm in zip(*pairs)]
-        for test in (*VARIANTS, "mean", "gap") if name != "B4 mixed" and pairs else ():
+        for test in (*VARIANTS, "mean", "gap") if name != against and pairs else ():
             for measure in ("accuracy", "macro_accuracy"):
                 change = paired(*([one[test][measure] for one in arm] for arm in ends))
-                row = {"row": name, "test": test, "measure": measure, "seeds": change["n"], "n": len(data.labels("test")),
+                row = {"against": against, "row": name, "test": test, "measure": measure, "seeds": change["n"], "n": len(data.labels("test")),
                        **{key: change[key] for key in ("change", "sd", "low", "high")}}
                 if test in VARIANTS:
                     both = _gain(*map(list, zip(*pairs)), f"test_{test}", f"test_{test}", data, measure)
