@@ -964,8 +964,7 @@ def visible_skin(frame: pd.DataFrame) -> Figure:
     percent(axis.xaxis)
     axis.legend(loc="upper left", bbox_to_anchor=(1, 1))
     masked = frame[frame["faces"] == "masked"].groupby("row", sort=False)["share"].mean()
-    axis.set_title(f"On masked faces between {masked.min():.0%} and {masked.max():.0%} lies outside the mask, which is {frame['area'].mean():.0%} of the picture")
-    return figure
+    return _headline(figure, f"On masked faces between {masked.min():.0%} and {masked.max():.0%} lies outside the mask, as do {frame['area'].mean():.0%} of the picture")
 
 
 def paradigm_sweeps(frame: pd.DataFrame) -> Figure:
@@ -1049,7 +1048,8 @@ def privileged_ablations(scores: pd.DataFrame, aligned: pd.DataFrame) -> Figure:
         axes[0].errorbar(value, range(len(part)), fmt=marker, color=FACE_COLOURS[test], capsize=2, xerr=[value - low, high - value], label=f"{test} faces")
         axes[0].axvspan(low["cross-entropy"], high["cross-entropy"], color=FACE_COLOURS[test], alpha=0.12, lw=0)
         if test == "unmasked":
-            headline = f"Highest on unmasked validation faces: {value.idxmax()} ({value.max():.1%}; cross-entropy {value['cross-entropy']:.1%})"
+            beside = "" if value.idxmax() == "cross-entropy" else f"; cross-entropy {value['cross-entropy']:.1%}"
+            headline = f"Highest on unmasked validation faces: {value.idxmax()} ({value.max():.1%}{beside})"
     for method, marker in zip(dict.fromkeys(found["method"]), "osD"):
         one = found[found["method"] == method].groupby("arm")[["value", "low", "high"]].mean().reindex(names)
         axes[1].errorbar(one["value"], range(len(names)), fmt=marker, label=METHOD_NAMES.get(method, method), markersize=5, capsize=2,
@@ -1057,8 +1057,8 @@ def privileged_ablations(scores: pd.DataFrame, aligned: pd.DataFrame) -> Figure:
     axes[0].set_yticks(range(len(names)), names)
     axes[0].set_ylim(len(names) - 0.5, -0.5)
     axes[0].set_xlabel("macro accuracy, validation")
-    axes[0].legend(loc="upper center", fontsize=8)
     axes[1].set_xlabel("correlation of attribution and landmarks")
     percent(axes[0].xaxis)
-    axes[1].legend(loc="upper left", bbox_to_anchor=(1, 1))
+    handles, labels = (a + b for a, b in zip(axes[0].get_legend_handles_labels(), axes[1].get_legend_handles_labels()))
+    axes[1].legend(handles, labels, loc="upper left", bbox_to_anchor=(1, 1))
     return _headline(figure, headline)

@@ -85,8 +85,7 @@ def test_features_and_skin_come_from_what_was_measured(data, paradigms):
     skin = build("07_skin", paradigms, data)
     masked = skin.query("row == 'contrastive' and faces == 'masked' and emotion == 'all'")
     assert masked["share"].tolist() == pytest.approx([0.8] * 3) and masked["area"].tolist() == pytest.approx([0.6] * 3)
-    assert plots.visible_skin(skin).axes[0].get_title() == \
-        "On masked faces between 60% and 80% lies outside the mask, which is 60% of the picture"
+    assert plots.visible_skin(skin).get_suptitle() == "On masked faces between 60% and 80% lies outside the mask, as do 60% of the picture"
     figure = plots.feature_pictures({name: runs[0].measured("pairs")["tsne"] for name, runs in paradigms.items()}, np.arange(5))
     assert len(figure.axes) == 6
 
