@@ -927,7 +927,7 @@ def paradigm_gains(frame: pd.DataFrame, measure: str = "macro_accuracy") -> Figu
     axes[0].set_ylim(len(rows) - 0.5, -0.5)
     sure = frame[(frame["test"] == "mean") & (frame["low"] > 0)]["row"]
     return _headline(figure, f"Gain over B4, {_seeds(frame)}: over both kinds of face "
-                             f"{', '.join(sure) if len(sure) else 'no row'} beyond the seeds' interval")
+                             f"{'; '.join(sure) if len(sure) else 'no row'} beyond the seeds' interval")
 
 
 def feature_pictures(places: dict[str, np.ndarray], labels: np.ndarray) -> Figure:
