@@ -2,6 +2,7 @@
 from types import SimpleNamespace
 
 import matplotlib
+import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
@@ -12,6 +13,12 @@ from fer_lib.measures import ALIGNED, pack
 from fer_lib.tables import TABLES
 
 matplotlib.use("Agg")
+
+
+@pytest.fixture(autouse=True)
+def closed():
+    yield
+    plt.close("all")
 
 
 def run(labels: np.ndarray, seed: int, unmasked: float, masked: float, measures: dict | None = None) -> SimpleNamespace:
@@ -31,7 +38,7 @@ def by_emotion(value: float) -> pd.DataFrame:
 
 def paired_measures(skin: float) -> dict:
     frame = pd.concat([by_emotion(skin + (kind == "masked") * 0.1).assign(faces=kind, area=0.6) for kind in ("unmasked", "masked")])
-    return {"pairs": {"index": np.arange(5), "silhouette": np.array([0.3, 0.1, 0.2], np.float32), "tsne": np.zeros((2, 5, 2), np.float16),
+    return {"pairs": {"index": np.arange(5), "silhouette": np.array([0.3, 0.1, 0.2], np.float32), "tsne": np.arange(20, dtype=np.float16).reshape(2, 5, 2),
                       **pack("cosine", pd.concat([by_emotion(0.8).assign(faces="both"), by_emotion(0.7).assign(faces="others")]), ("faces", "emotion")), **pack("skin", frame, ("faces", "emotion"))}}
 
 
