@@ -227,9 +227,8 @@ def pairs(model, spec, data: Dataset) -> dict[str, np.ndarray]:
     two, n = np.tile(labels[some], 2), len(index)
     silhouette = [silhouette_score(one, of) for one, of in ((standard[:n], two[:n]), (standard[n:], two[n:]), (standard, two))]
     unit = features / np.maximum(np.linalg.norm(features, axis=1, keepdims=True), 1e-9)
-    another = _another(labels[some])
     cosine = pd.concat([_by_emotion((unit[:n] * unit[n:][of]).sum(1), labels[some]).assign(faces=name)
-                        for name, of in (("both", slice(None)), ("others", another))])
+                        for name, of in (("both", slice(None)), ("others", _another(labels[some])))])
     layer, _ = cam_layer(model, x["unmasked"])
     skin, maps = [], []
     for kind, one in x.items():
@@ -300,7 +299,7 @@ def alignment(model, spec, data: Dataset) -> dict[str, np.ndarray]:
     top = top / top.amax((1, 2), keepdim=True).clamp(min=1e-12)
     mean, _ = mean_maps(align(top, data.landmarks.points[index], data.landmarks.points.mean(0)), target, equal=False)
     keys = ("prior", "method", "emotion")
-    return {**{key: value for name, frames in found.items() for key, value in pack(name, pd.concat(frames), keys).items()},
+    return {**pack("cosine", pd.concat(found["cosine"]), keys), **pack("correlation", pd.concat(found["correlation"]), keys),
             "maps": mean.cpu().numpy().astype(np.float16)}
 
 

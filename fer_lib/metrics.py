@@ -239,13 +239,12 @@ def verdict(low: float, high: float, n: int | None, direction: str, published: f
         return "not testable"
     if n < 3 or np.isnan(low) or np.isnan(high):
         return "inconclusive"
-    has_zero = low <= 0 <= high
     if direction == "0":
         reproduced, refuted = -EQUIVALENT < low and high < EQUIVALENT, high <= -EQUIVALENT or low >= EQUIVALENT
     elif direction == "keep":
         reproduced, refuted = low > -EQUIVALENT, high <= -EQUIVALENT
     else:
         reproduced, against = (low > 0, high <= 0) if direction == "+" else (high < 0, low >= 0)
-        known = published is not None and not np.isnan(published)
+        has_zero, known = low <= 0 <= high, published is not None and not np.isnan(published)
         refuted = against or (has_zero and known and not low <= published <= high)
     return "reproduced" if reproduced else "not reproduced" if refuted else "inconclusive"

@@ -17,6 +17,7 @@ from matplotlib.patches import Patch
 from .faces import EMOTIONS, SIZE, SPLITS
 from .landmarks import TEMPLATE, region_masks
 from .metrics import over_seeds
+from .training import kept_epoch
 
 # Okabe & Ito's eight colours for emotions, Paul Tol's "muted" for networks.
 EMOTION_COLOURS = dict(zip(EMOTIONS, ("#D55E00", "#009E73", "#CC79A7", "#E6B800", "#0072B2", "#56B4E9", "#7F7F7F")))
@@ -281,8 +282,8 @@ def recipe_curves(runs: dict) -> Figure:
             for run in runs[f"{model} {recipe}"]:
                 history, first = run.history, run is runs[f"{model} {recipe}"][0]
                 axis.plot(history["epoch"], history["val_accuracy"], color=colour, lw=1.8, label=f"{recipe}, {len(history)} epochs" if first else None)
-                at = history["val_accuracy"].idxmax() if run.spec.recipe.keep == "best" else history.index[-1]
-                axis.plot(history["epoch"][at], history["val_accuracy"][at], "o", color=colour)
+                kept = history[history["epoch"] == kept_epoch(run.spec.recipe, history)]
+                axis.plot(kept["epoch"], kept["val_accuracy"], "o", color=colour)
         axis.set(xscale="log", xlabel="epoch", title=MODEL_NAMES[model])
         axis.xaxis.set_major_locator(matplotlib.ticker.LogLocator(base=2, numticks=12))
         axis.xaxis.set_major_formatter(matplotlib.ticker.FormatStrFormatter("%d"))
@@ -1042,14 +1043,11 @@ def privileged_ablations(scores: pd.DataFrame, aligned: pd.DataFrame) -> Figure:
     names = list(dict.fromkeys(scores["arm"]))
     found = aligned[(aligned["measure"] == "correlation") & (aligned["emotion"] == "all") & (aligned["prior"] == "own") & (aligned["method"] != "uniform")]
     figure, axes = plt.subplots(1, 2, figsize=(11, 0.36 * len(names) + 1.6), sharey=True)
+    means = {test: part.groupby("arm").mean(numeric_only=True).loc[names] for test, part in scores.groupby("test")}
     for test, marker in (("unmasked", "o"), ("masked", "s")):
-        part = scores[scores["test"] == test].groupby("arm").mean(numeric_only=True).loc[names]
-        value, low, high = (part[f"macro_accuracy{end}"] for end in ("", "_low", "_high"))
-        axes[0].errorbar(value, range(len(part)), fmt=marker, color=FACE_COLOURS[test], capsize=2, xerr=[value - low, high - value], label=f"{test} faces")
+        value, low, high = (means[test][f"macro_accuracy{end}"] for end in ("", "_low", "_high"))
+        axes[0].errorbar(value, range(len(names)), fmt=marker, color=FACE_COLOURS[test], capsize=2, xerr=[value - low, high - value], label=f"{test} faces")
         axes[0].axvspan(low["cross-entropy"], high["cross-entropy"], color=FACE_COLOURS[test], alpha=0.12, lw=0)
-        if test == "unmasked":
-            beside = "" if value.idxmax() == "cross-entropy" else f"; cross-entropy {value['cross-entropy']:.1%}"
-            headline = f"Highest on unmasked validation faces: {value.idxmax()} ({value.max():.1%}{beside})"
     for method, marker in zip(dict.fromkeys(found["method"]), "osD"):
         one = found[found["method"] == method].groupby("arm")[["value", "low", "high"]].mean().reindex(names)
         axes[1].errorbar(one["value"], range(len(names)), fmt=marker, label=METHOD_NAMES.get(method, method), markersize=5, capsize=2,
@@ -1061,4 +1059,6 @@ def privileged_ablations(scores: pd.DataFrame, aligned: pd.DataFrame) -> Figure:
     percent(axes[0].xaxis)
     handles, labels = (a + b for a, b in zip(axes[0].get_legend_handles_labels(), axes[1].get_legend_handles_labels()))
     axes[1].legend(handles, labels, loc="upper left", bbox_to_anchor=(1, 1))
-    return _headline(figure, headline)
+    whole = means["unmasked"]["macro_accuracy"]
+    beside = "" if whole.idxmax() == "cross-entropy" else f"; cross-entropy {whole['cross-entropy']:.1%}"
+    return _headline(figure, f"Highest on unmasked validation faces: {whole.idxmax()} ({whole.max():.1%}{beside})")

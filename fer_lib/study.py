@@ -105,9 +105,14 @@ def small(preset: Preset, data: Dataset, seed: int = 0, **values) -> RunSpec:
     return spec(preset, data, "vgg16", seed, preset.sweep or None, **values)
 
 
-def _thrifty(preset: Preset, data: Dataset, model: str, seed: int = 0) -> RunSpec:
-    """A baseline that other notebooks train as well: the small VGG, or the ResNet of 07 (its B1)."""
-    return small(preset, data, seed) if model == "vgg16" else spec(preset, data, model, seed, preset.paired)
+def paired(preset: Preset, data: Dataset, seed: int = 0) -> RunSpec:
+    """A run of 07's ResNet on unmasked faces, its B1."""
+    return spec(preset, data, "resnet", seed, preset.paired)
+
+
+def _shared(preset: Preset, data: Dataset, model: str, seed: int) -> RunSpec:
+    """The baseline of a network that other grids train as well."""
+    return small(preset, data, seed) if model == "vgg16" else paired(preset, data, seed)
 
 
 def baselines(preset: Preset, data: Dataset, seed: int = 0) -> dict[str, RunSpec]:
@@ -214,7 +219,7 @@ def recipes(preset: Preset, data: Dataset, seed: int = 0) -> dict[str, RunSpec]:
     """02: the recipe `fast` against `paper`, the author's, at six times the epochs: equal networks and faces."""
     found = {}
     for model in preset.compared:
-        fast = _thrifty(preset, data, model, seed)
+        fast = _shared(preset, data, model, seed)
         paper = replace(RECIPES["paper"], epochs=6 * fast.recipe.epochs)
         found |= {f"{model} fast": fast, f"{model} paper": replace(fast, recipe=paper)}
     return found
@@ -245,7 +250,7 @@ WEIGHTS = {"contrastive": 0.1, "distillation": 100.0,  # best mean of both kinds
 def paradigms(preset: Preset, data: Dataset, seed: int = 0) -> dict[str, RunSpec]:
     """07: the ways of the masked-student paper to train one network for faces with and without a mask, and two more: equal images seen by each,
     but for those that B1 saw before where it is the start or the teacher. B4 from B1 is the control of these."""
-    b1 = spec(preset, data, "resnet", seed, preset.paired)
+    b1 = paired(preset, data, seed)
     b2, mixed, pairs = (replace(b1, variant=variant) for variant in ("masked", "mixed", "pairs"))
     term = {name: Term(weight) for name, weight in WEIGHTS.items()}
     return _chosen(preset, {
@@ -259,7 +264,7 @@ def paradigms(preset: Preset, data: Dataset, seed: int = 0) -> dict[str, RunSpec
 
 def paradigm_sweeps(preset: Preset, data: Dataset, seed: int = 0) -> dict[str, RunSpec]:
     """07: how much of the second term, and how many of the faces masked, on one network."""
-    b1 = spec(preset, data, "resnet", seed, preset.paired)
+    b1 = paired(preset, data, seed)
     mixed, pairs = replace(b1, variant="mixed"), replace(b1, variant="pairs")
     found = {"contrastive 0": pairs} | {f"contrastive {w:g}": replace(pairs, objective="contrastive", term=Term(w)) for w in (0.01, 0.1, 1.0, 10.0)}
     found |= {"distillation 0": mixed}
@@ -273,7 +278,7 @@ def privileged(preset: Preset, data: Dataset, seed: int = 0) -> dict[str, RunSpe
     """08: attributions of all channels, of their mean and of half of them held to the landmarks, beside plain cross-entropy."""
     found = {}
     for model in preset.privileged:
-        base = _thrifty(preset, data, model, seed)
+        base = _shared(preset, data, model, seed)
         held = {channels: replace(base, objective="privileged", term=replace(HELD, channels=channels)) for channels in CHANNELS}
         arms = {"cross-entropy": base, **held}
         found |= {f"{model} {name}": arm for name, arm in _chosen(preset, arms).items()}

@@ -27,6 +27,7 @@ from .models import ensemble
 from .runs import Run
 from .saliency import FEATURES, agreement_with_truth, similarity
 from .synthetic import hidden_truth
+from .training import kept_epoch
 
 REFERENCE = Path(__file__).parent / "reference"  # the papers' published numbers
 Runs = dict[str, list[Run]]                      # {name in the grid: one run a seed}
@@ -292,11 +293,10 @@ def recipes(runs: Runs, data: Dataset) -> pd.DataFrame:
     for name, several in runs.items():
         fast = runs[f"{name.split(' ')[0]} fast"][0].spec.recipe
         for run in several:
-            recipe, accuracy = run.spec.recipe, run.history["val_accuracy"]
-            kept = run.history["epoch"][accuracy.idxmax()] if recipe.keep == "best" else recipe.epochs
+            recipe = run.spec.recipe
             rows.append({"model": run.spec.model, "recipe": recipe.name, "seed": run.spec.seed, "epochs": recipe.epochs,
-                         "compute": _pixels(recipe) / _pixels(fast), "kept": kept, "val_n": len(data.labels("val")),
-                         **{f"val_{name}": run.metrics["val_unmasked"]["all"][name] for name in ("accuracy", "macro_accuracy")},
+                         "compute": _pixels(recipe) / _pixels(fast), "kept": kept_epoch(recipe, run.history), "val_n": len(data.labels("val")),
+                         **{f"val_{measure}": run.metrics["val_unmasked"]["all"][measure] for measure in ("accuracy", "macro_accuracy")},
                          **scores(run.logits("test_unmasked"), data, views=("all",))[0]})
     return _tidy(pd.DataFrame(rows).drop(columns=["faces", "nll", "brier"]), data)
 
@@ -802,18 +802,17 @@ def paradigms(runs: Runs, data: Dataset) -> pd.DataFrame:
 def against_mixed(runs: Runs, data: Dataset) -> pd.DataFrame:
     """What each row gains over B4, plain training on mixed faces, and over B4 started from B1: `change` with the seed-paired 95 % t interval (`low`,
     `high`), and for unmasked and masked faces the two-level bootstrap interval over seeds and faces."""
-    rows = []
-    for against, (name, several) in ((a, b) for a in ("B4 mixed", "B4 mixed, from B1") for b in runs.items()):
-        base = {run.spec.seed: run for run in runs.get(against, ())}
-        pairs = [(base[run.spec.seed], run) for run in several if run.spec.seed in base]
-        ends = [[_paradigm_scores(run, data) for run in arm] for arm in zip(*pairs)]
+    rows, found = [], {name: {run.spec.seed: (run, _paradigm_scores(run, data)) for run in several} for name, several in runs.items()}
+    for against, name in ((a, b) for a in ("B4 mixed", "B4 mixed, from B1") if a in runs for b in runs):
+        pairs = [(found[against][seed], one) for seed, one in found[name].items() if seed in found[against]]
+        arms, ends = ([[one[i] for one in arm] for arm in zip(*pairs)] for i in range(2))
         for test in (*VARIANTS, "mean", "gap") if name != against and pairs else ():
             for measure in ("accuracy", "macro_accuracy"):
                 change = paired(*([one[test][measure] for one in arm] for arm in ends))
                 row = {"against": against, "row": name, "test": test, "measure": measure, "seeds": change["n"], "n": len(data.labels("test")),
                        **{key: change[key] for key in ("change", "sd", "low", "high")}}
                 if test in VARIANTS:
-                    both = _gain(*map(list, zip(*pairs)), f"test_{test}", f"test_{test}", data, measure)
+                    both = _gain(*arms, f"test_{test}", f"test_{test}", data, measure)
                     row |= {key: both[key] for key in ("from", "to", "two_level_low", "two_level_high")}
                 rows.append(row)
     return _tidy(pd.DataFrame(rows), data)

@@ -68,6 +68,12 @@ def learning_rate(recipe: Recipe, step: int, steps: int) -> float:
     return recipe.lr * min(done / max(recipe.warmup, 1e-9), (1 - done) / (1 - recipe.warmup))
 
 
+def kept_epoch(recipe: Recipe, history) -> int:
+    """The epoch whose weights a run keeps, from its history (a frame)."""
+    accuracy = [float(value) for value in history["val_accuracy"]]
+    return 1 + accuracy.index(max(accuracy)) if recipe.keep == "best" else recipe.epochs
+
+
 class Stream:
     """Endless shuffled positions 0..n-1: every face once in each pass, no step is short."""
 

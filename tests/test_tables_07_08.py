@@ -39,7 +39,8 @@ def by_emotion(value: float) -> pd.DataFrame:
 def paired_measures(skin: float) -> dict:
     frame = pd.concat([by_emotion(skin + (kind == "masked") * 0.1).assign(faces=kind, area=0.6) for kind in ("unmasked", "masked")])
     return {"pairs": {"index": np.arange(5), "silhouette": np.array([0.3, 0.1, 0.2], np.float32), "tsne": np.arange(20, dtype=np.float16).reshape(2, 5, 2),
-                      **pack("cosine", pd.concat([by_emotion(0.8).assign(faces="both"), by_emotion(0.7).assign(faces="others")]), ("faces", "emotion")), **pack("skin", frame, ("faces", "emotion"))}}
+                      **pack("cosine", pd.concat([by_emotion(0.8).assign(faces="both"), by_emotion(0.7).assign(faces="others")]), ("faces", "emotion")),
+                      **pack("skin", frame, ("faces", "emotion"))}}
 
 
 def aligned_measures(cosine: float) -> dict:
