@@ -726,7 +726,7 @@ def map_grid(rows: dict[str, np.ndarray], faces: np.ndarray, title: str, caption
         for side in axis.spines.values():
             side.set_visible(False)
     scale = matplotlib.cm.ScalarMappable(matplotlib.colors.Normalize(-reach if signed else 0, reach), cmap)
-    bar = figure.colorbar(scale, ax=axes[1:, :].ravel().tolist(), shrink=0.75, aspect=25, pad=0.015)
+    bar = figure.colorbar(scale, ax=axes.ravel().tolist(), shrink=0.7, aspect=25, pad=0.015)
     bar.set_label("against  \u2190   attribution   \u2192  for" if signed else "attribution", fontsize=9)
     figure.text(0.01, -0.01, caption, fontsize=9, color="#555555", va="top")
     return _headline(figure, title)
