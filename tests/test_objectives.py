@@ -1,5 +1,6 @@
 """Objectives: gradients against finite differences, known values, and what each is not allowed to touch."""
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from fer_lib.dataset import Dataset
 from fer_lib.landmarks import HOW, heatmaps
 from fer_lib.models import build_model, wide_stages
 from fer_lib.objectives import CHANNELS, OBJECTIVES, Batch, Term, apart, attributed, prior_distance
+from fer_lib.study import PRESETS, privileged_ablations
 from fer_lib.training import RECIPES, _batch, attributed_stages, train
 
 RECIPE = replace(RECIPES["fast"], epochs=1, batch=16, precision="fp32", label_smoothing=0.0)
@@ -134,6 +136,13 @@ def test_the_attributed_map_is_the_last_that_is_never_below_six_pixels():
     assert [attributed_stages(network(), recipe, Term(stages=k)) for recipe, k in ((RECIPE, 0), (small, 0), (small, 4))] == [3, 2, 4]
     assert wide_stages(network()) == 3 and wide_stages(network(), least=20) == 1
     assert network().forward_features(faces(1), 3).shape[-1] == 6 and wide_stages(build_model("resnet", 0.125, 10, "pooled")) == 3
+
+
+@pytest.mark.parametrize("preset", PRESETS.values(), ids=PRESETS)
+def test_the_stages_of_the_ablation_are_others_than_the_default(preset):
+    arms = privileged_ablations(replace(preset, arms=()), SimpleNamespace(fingerprint="", versions={}))
+    stages = [attributed_stages(arms["mean"].build(), arms["mean"].recipe, arm.term) for name, arm in arms.items() if name == "mean" or "stage" in name]
+    assert sorted(stages) == [1, 2, 3, 4]
 
 
 def test_bf16_keeps_the_privileged_term_in_fp32(prior):
