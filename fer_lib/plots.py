@@ -546,8 +546,9 @@ def _seeds(frame: pd.DataFrame) -> str:
 
 def control_gains(frame: pd.DataFrame, measure: str = "macro_accuracy") -> Figure:
     """What the scheme gains over the baseline and each control, on whole and on masked test faces: the seed-paired 95 % t interval thick, the
-    two-level bootstrap over seeds and faces thin. `frame` is 05_controls; several networks lie in panels below each other."""
-    frame = frame[frame["measure"] == measure]
+    two-level bootstrap over seeds and faces thin. `frame` is 05_controls, of which all test faces are drawn; several networks lie in panels below
+    each other."""
+    frame = frame[(frame["measure"] == measure) & (frame["faces"] == "all")]
     arms_ = {model: list(dict.fromkeys(part["against"])) for model, part in frame.groupby("model", sort=False)}
     models, heights = list(arms_), [0.42 * len(names) + 1.3 for names in arms_.values()]
     figure, axes = plt.subplots(len(models), 2, figsize=(11, sum(heights)), height_ratios=heights, sharex=True, sharey="row", squeeze=False)

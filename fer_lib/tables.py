@@ -5,7 +5,7 @@
 Columns hold fractions; a row says which model, scheme, split view and seed it belongs to, with n and a 95 % interval where there is one.
 """
 from collections.abc import Callable
-from itertools import combinations
+from itertools import combinations, product
 from pathlib import Path
 from typing import NamedTuple
 
@@ -20,7 +20,7 @@ from .dataset import VARIANTS, Dataset
 from .faces import EMOTIONS, SIZE
 from .landmarks import HOW, REGIONS
 from .masking import coverage
-from .measures import CASCADE_METHODS, REGION_FILLS, ROBUST, unpack
+from .measures import CASCADE_METHODS, CASCADE_ROWS, REGION_FILLS, ROBUST, fixed_faces, unpack
 from .metrics import (HEADLINE, batched_macro_f1, confusion, holm, mcnemar, measures, over_seeds, paired, per_class, reliability, resampled, t_interval,
                       t_test, two_level, wilson)
 from .models import ensemble
@@ -329,8 +329,10 @@ def batched_f1(runs: Runs, data: Dataset) -> pd.DataFrame:
 # ------------------------------------------------------------------------------------------------------------------- 03 attention
 
 def enrichment(run: Run, data: Dataset, names: tuple[str, ...]) -> np.ndarray:
-    """A gate's share of mean attention on each region over the region's share of the picture [R]; 1 is no preference."""
+    """A gate's share of mean attention on each region over the region's share of the picture [R]; 1 is no preference. Attention is scaled to [0, 1]
+    over the picture, as it is before it is clustered: the sigmoids themselves lie so close together that no share of theirs could be far from 1."""
     overall, area = run.measured("attention")["overall"], np.stack([data.region_shares[name] for name in names])  # [48, 48], [R, 48, 48]
+    overall = (overall - overall.min()) / np.ptp(overall)
     return (overall * area).sum((1, 2)) / (overall.mean() * area.sum((1, 2)))
 
 
@@ -340,7 +342,7 @@ def attention(runs: Runs, data: Dataset) -> pd.DataFrame:
     """The attention classifiers: accuracy, how far attention follows brightness, and its share on each region against the region's area.
 
     `brightness_correlation` is the mean over test faces of the rank correlation of attention and pixel value; `enrichment_<region>`
-    is the share of mean attention on the region divided by the region's share of the picture (1: no preference).
+    is the share of mean attention, scaled to [0, 1], on the region divided by the region's share of the picture (1: no preference).
     """
     names = ("brows", "eyes", "nose", "mouth", "cheeks", "forehead")
     rows = []
@@ -476,16 +478,16 @@ def arms(runs: Runs, data: Dataset) -> pd.DataFrame:
 @table("05_controls_second", "05_second")
 def against_controls(runs: Runs, data: Dataset) -> pd.DataFrame:
     """What the scheme gains over the baseline and each control at equal images, updates and views: `change` of accuracy and macro accuracy
-    with the seed-paired t interval (`low`, `high`) and the two-level bootstrap interval; on unmasked and on masked test faces."""
-    rows, several = [], runs["perturb"]
+    with the seed-paired t interval (`low`, `high`) and the two-level bootstrap interval; on unmasked and on masked test faces, on all and on those
+    without a copy in training or validation (`faces`)."""
+    rows, several, views = [], runs["perturb"], {faces: rows for faces, rows in data.subsets("test").items() if faces in ("all", "clean")}
     for against in (name for name in runs if name != "perturb"):
         for evaluation, suffix in EVALUATIONS.items():
             if (against == "baseline" and suffix) or (against.startswith("C0") and not suffix):
                 continue  # the baseline has no views, and C0 without them is the baseline
-            for test in ("unmasked", "masked"):
-                rows += [{"model": several[0].spec.model, "against": against, "test": test, "evaluation": evaluation, "measure": measure,
-                          **_gain(runs[against], several, f"test_{test}{suffix}", f"test_{test}{suffix}", data, measure)}
-                         for measure in ("accuracy", "macro_accuracy")]
+            for test, measure, (faces, some) in product(VARIANTS, ("accuracy", "macro_accuracy"), views.items()):
+                rows.append({"model": several[0].spec.model, "against": against, "test": test, "evaluation": evaluation, "faces": faces,
+                             "measure": measure, **_gain(runs[against], several, f"test_{test}{suffix}", f"test_{test}{suffix}", data, measure, some)})
     return _tidy(pd.DataFrame(rows), data)
 
 
@@ -575,7 +577,8 @@ def fills(runs: Runs, data: Dataset) -> pd.DataFrame:
             single = cells[cells.index.isin(REGIONS, level="region")]
             top = cells[cells.index.isin(FEATURES, level="region")].groupby(level="emotion").idxmax()
             rows += [{**dict(zip(("model", "train", "scheme", "seed"), who)), "measure": measure, "fill": one, "other_fill": other,
-                      "cells": len(single), "rank": single[one].corr(single[other], method="spearman"), "same_top": (top[one] == top[other]).mean()}
+                      "n": int(part.drop_duplicates("emotion")["n"].sum()), "cells": len(single),
+                      "rank": single[one].corr(single[other], method="spearman"), "same_top": (top[one] == top[other]).mean()}
                      for one, other in combinations(cells, 2)]
     return pd.DataFrame(rows).assign(source=data.faces.source)
 
@@ -661,24 +664,56 @@ def seeds_ablation(runs: Runs, data: Dataset) -> pd.DataFrame:
     `change` is that to the network trained on unmasked faces without the scheme, on the same faces, seed by seed, with its t interval, the p of
     its test, and `p_holm`: p adjusted over the seven emotions of the same region.
     """
-    who, cell = ["model", "train", "scheme"], ["measure", "faces", "fill", "region", "emotion"]
     frame = region_ablation(runs, data)
-    frame = pd.concat([frame[[*who, "seed", *cell[1:], "n"]].assign(measure=measure, difference=frame[f"difference_{measure}"])
-                       for measure in ("p", "separation")], ignore_index=True)
-    base = frame[(frame["train"] == "unmasked") & (frame["scheme"] == "baseline")].set_index(["model", *cell, "seed"])["difference"].rename("base")
+    table = _over_runs(pd.concat([frame.assign(measure=measure, difference=frame[f"difference_{measure}"]) for measure in ("p", "separation")]),
+                       ["measure", "faces", "fill", "region", "emotion"], "difference")
+    emotions = table[table["emotion"] != "all"]
+    table["p_holm"] = emotions.groupby([*WHO, "measure", "faces", "fill", "region"])["p"].transform(holm)
+    return table.assign(source=data.faces.source)
+
+
+WHO = ["model", "train", "scheme"]
+
+
+def _over_runs(frame: pd.DataFrame, cell: list[str], value: str) -> pd.DataFrame:
+    """One number a run and cell (columns of `_who`, `cell`, n and `value`) -> its mean over the runs of a recipe with `sd` and 95 % t interval, and the
+    `change` from the network trained on unmasked faces without the scheme, paired by seed over so many `pairs`, with t interval and p."""
+    frame = frame[[*WHO, "seed", *cell, "n", value]].reset_index(drop=True)
+    plain = (frame["train"] == "unmasked") & (frame["scheme"] == "baseline")
+    base = frame[plain].set_index(["model", *cell, "seed"])[value].rename("base")
     frame = frame.join(base, on=["model", *cell, "seed"])
-    frame["change"] = (frame["difference"] - frame["base"]).where((frame["train"] != "unmasked") | (frame["scheme"] != "baseline"))
-    cells = frame.groupby([*who, *cell], sort=False)
-    over, pairs = (cells[name].agg(["mean", "std", "count"]) for name in ("difference", "change"))
-    table = pd.DataFrame({"seeds": over["count"], "n": cells["n"].first(), "difference": over["mean"], "sd": over["std"]})
+    frame["change"] = (frame[value] - frame["base"]).where(~plain)
+    cells = frame.groupby([*WHO, *cell], sort=False)
+    over, pairs = (cells[name].agg(["mean", "std", "count"]) for name in (value, "change"))
+    table = pd.DataFrame({"seeds": over["count"], "n": cells["n"].first(), value: over["mean"], "sd": over["std"]})
     table["low"], table["high"] = t_interval(over["mean"], over["std"], over["count"])
     table["pairs"], table["change"] = pairs["count"].where(pairs["count"] > 0), pairs["mean"]
     table["change_low"], table["change_high"] = t_interval(pairs["mean"], pairs["std"], pairs["count"])
     table["p"] = t_test(pairs["mean"], pairs["std"], pairs["count"])
-    table = table.reset_index()
-    emotions = table[table["emotion"] != "all"]
-    table["p_holm"] = emotions.groupby([*who, *cell[:-1]])["p"].transform(holm)
-    return table.assign(source=data.faces.source)
+    return table.reset_index()
+
+
+@table("06_seeds_saliency", "06_seeds")
+def seeds_saliency(runs: Runs, data: Dataset) -> pd.DataFrame:
+    """The maps in numbers over several trainings, one `value` a run: by method, region and `measure` the positive mass on a region (share, enrichment,
+    pointing) less that of the untrained network, the edge map and the centre prior (`beyond`); by kind of curve its area less that of edge map,
+    centre prior and random order; and the similarity that is left with all weights drawn anew. Intervals and changes as in 06_seeds_ablation."""
+    frames = []
+    for frame, place in ((saliency_shares(runs, data).query("emotion == 'all'"), "region"),
+                         (curves(runs, data).rename(columns={"map": "method", "kind": "measure"}), "")):
+        frames += [frame.assign(region=frame[place] if place else "", beyond=name.removeprefix("minus_"), value=frame[name])
+                   for name in frame if name.startswith("minus_") and not name.endswith(("_low", "_high"))]
+    frames.append(randomised(runs, data).query("share == 1").assign(region="", measure="similarity, all weights drawn anew", beyond="")
+                  .rename(columns={"similarity": "value"}))
+    return _over_runs(pd.concat(frames), ["method", "region", "measure", "beyond"], "value").assign(source=data.faces.source)
+
+
+@table("06_seeds_robustness", "06_seeds")
+def seeds_robustness(runs: Runs, data: Dataset) -> pd.DataFrame:
+    """06_robustness over several trainings: accuracy on the n fixed faces (equal in number for each emotion), intervals and changes as in
+    06_seeds_ablation."""
+    frame = robustness(runs, data).query("emotion == 'all'").drop(columns=["low", "high"])
+    return _over_runs(frame, ["kind", "fill", "faces", "level"], "accuracy").assign(source=data.faces.source)
 
 
 @table("06_saliency_shares", "06")
@@ -702,8 +737,9 @@ def curves(runs: Runs, data: Dataset) -> pd.DataFrame:
 @table("06_randomised", "06")
 def randomised(runs: Runs, data: Dataset) -> pd.DataFrame:
     """Rank similarity (of absolute values) of maps to the intact network's as its layers are drawn anew from the logits down, `share` of
-    them drawn; a map that stays alike does not show what was learnt."""
-    rows = [{**_who(run), "method": method, "share": step / (len(likeness) - 1), "similarity": value}
+    them drawn, over the same n faces; a map that stays alike does not show what was learnt."""
+    n = len(fixed_faces(data, CASCADE_ROWS))
+    rows = [{**_who(run), "method": method, "n": n, "share": step / (len(likeness) - 1), "similarity": value}
             for several in runs.values() for run in several
             for method, likeness in zip(CASCADE_METHODS, run.measured("saliency")["cascade"]) for step, value in enumerate(likeness)]
     return pd.DataFrame(rows).assign(source=data.faces.source)
@@ -726,11 +762,13 @@ def map_similarity(runs: Runs, data: Dataset) -> pd.DataFrame:
     rows = []
     for comparison, model, a, b in pairs:
         a_maps, b_maps = (run.measured("saliency")["maps"].astype(np.float32) for run in (a, b))  # [M, 7, 48, 48]
+        n = a.measured("saliency")["n"]
         for method, one, other in zip(a.measured("saliency")["methods"], a_maps, b_maps):
             known = ~np.isnan(one + other).any((1, 2))
             values = np.where(known, similarity(np.nan_to_num(one), np.nan_to_num(other)), np.nan)
             rows += [{"comparison": comparison, "model": model, "seed": a.spec.seed, "other_seed": b.spec.seed, "method": str(method),
-                      "emotion": emotion, "similarity": value} for emotion, value in zip(("all", *EMOTIONS), (np.nanmean(values), *values))]
+                      "emotion": emotion, "n": faces, "similarity": value}
+                     for emotion, faces, value in zip(("all", *EMOTIONS), (n.sum(), *n), (np.nanmean(values), *values))]
     frame = pd.DataFrame(rows)
     floor = frame[frame["comparison"] == "seed"].groupby(["model", "method", "emotion"])["similarity"].mean().rename("floor").reset_index()
     return frame.merge(floor, "left", ["model", "method", "emotion"]).assign(source=data.faces.source)
@@ -750,9 +788,10 @@ def beyond_floor(runs: Runs, data: Dataset) -> pd.DataFrame:
         change = [both[~both[["seed", "other_seed"]].isin([out]).any(axis=1)].groupby("sign")["similarity"].mean() for out in (None, *seeds)]
         change = np.array([one.get(1.0, np.nan) - one.get(-1.0, np.nan) for one in change])
         over = over_seeds(len(seeds) * change[0] - (len(seeds) - 1) * change[1:])  # pseudo-values
-        rows.append({"comparison": comparison, **dict(zip(keys, key)), "seeds": len(seeds), "similarity": part["similarity"].mean(),
+        rows.append({"comparison": comparison, **dict(zip(keys, key)), "seeds": len(seeds), "n": part["n"].iloc[0],
+                     "similarity": part["similarity"].mean(),
                      "floor": floors[tuple(key)]["similarity"].mean(), "change": change[0], "low": over["low"], "high": over["high"]})
-    return pd.DataFrame(rows, columns=["comparison", *keys, "seeds", "similarity", "floor", "change", "low", "high"]).assign(source=data.faces.source)
+    return pd.DataFrame(rows, columns=["comparison", *keys, "seeds", "n", "similarity", "floor", "change", "low", "high"]).assign(source=data.faces.source)
 
 
 @table("06_truth", "06")

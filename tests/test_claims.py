@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 
 from fer_lib import plots
-from fer_lib.claims import CLAIMS, claims, readable
+from fer_lib.claims import CLAIMS, claims, readable, shown
 from fer_lib.faces import EMOTIONS
 from fer_lib.metrics import measures, per_class
 from fer_lib.perturb import Perturb
@@ -60,6 +60,26 @@ def test_ledger_gives_values_intervals_and_verdicts(data, controls):
     assert ledger.loc[34, "note"] == "its data are not obtainable" and set(ledger["source"]) == {"synthetic"}
 
 
+def test_a_claim_told_twice_is_decided_only_where_both_agree(data, controls, monkeypatch):
+    beside = {seen: ("by other means", decides, lambda runs, data, change=change: ([change] * 2 + [change * 1.01], 70))
+              for seen, decides, change in ((1, True, 0.2), (23, True, -0.2), (6, False, 0.2))}
+    monkeypatch.setattr("fer_lib.claims.BESIDE", beside)
+    ledger = claims({grid: {} for grid in GRIDS} | {"05_controls": controls}, data).set_index("id")
+    assert ledger.loc[[1, 23, 6], "verdict"].tolist() == ["reproduced", "inconclusive", "not reproduced"]
+    assert ledger.loc[1, "note"].startswith("by other means: +20.1 (+19.") and ledger.loc[23, "note"].startswith("by other means: -20.1 (")
+
+
+def test_disgust_alone_has_no_verdict(data, controls):
+    ledger = claims({grid: {} for grid in GRIDS} | {"05_controls": controls}, data).set_index("id")
+    assert ledger.loc[16, "verdict"] == "inconclusive" and ledger.loc[16, "note"] == "10 faces: too few for a verdict"
+
+
+@pytest.mark.parametrize("measure, said", [("macro_accuracy clean", "-12.3"), ("relative change of recall", "-12.3 %"),
+                                           ("enrichment of attention", "-0.12"), ("cosine of attribution and prior", "-0.12")])
+def test_values_are_shown_in_the_unit_of_their_claim(measure, said):
+    assert shown({"measure": measure}, -0.123) == said and shown({"measure": measure}, np.nan) == ""
+
+
 def test_published_values_are_not_held_against_synthetic_faces(data, controls):
     ledger = claims({grid: {} for grid in GRIDS} | {"05_controls": controls}, data)
     assert ledger["published"].isna().all() and published("claims.csv")["published"].notna().any()
@@ -79,7 +99,7 @@ def test_readable_ledger_gives_points_and_counts_verdicts(data, controls):
 
 def test_gain_over_each_control_is_paired_by_seed(data, controls):
     shuffled = {**controls, "baseline": controls["baseline"][::-1]}
-    table = TABLES["05_controls"].build(shuffled, data).set_index(["against", "test", "evaluation", "measure"])
+    table = TABLES["05_controls"].build(shuffled, data).query("faces == 'all'").set_index(["against", "test", "evaluation", "measure"])
     whole = table.loc[("baseline", "unmasked", "clean", "accuracy")]
     assert whole["change"] == pytest.approx(0.5 / 3) and whole["sd"] == pytest.approx(np.std([0.2, 0.2, 0.1], ddof=1)) and whole["seeds"] == 3
     assert whole["low"] < whole["change"] < whole["high"] and whole["two_level_low"] < whole["change"] < whole["two_level_high"]

@@ -11,7 +11,7 @@ from fer_lib.faces import EMOTIONS
 from fer_lib.landmarks import REGIONS
 from fer_lib.measures import ROBUST, pack
 from fer_lib.synthetic import hidden_truth
-from fer_lib.tables import TABLES
+from fer_lib.tables import TABLES, _over_runs
 
 matplotlib.use("Agg")
 NAMES = ("brows+eyes", "nose", "mouth", *(region for region in REGIONS if region not in ("nose", "mouth")))
@@ -46,7 +46,7 @@ def run(variant="unmasked", perturb=False, seed=0, more=0.0) -> FakeRun:
     robustness = {key: value for name in ROBUST for key, value in pack(name, curve, ("level", "emotion")).items()}
     rng, noise = np.random.default_rng(0), np.random.default_rng([seed, perturb, variant == "masked"])
     maps = rng.normal(size=(2, 7, 48, 48)) + 0.5 * noise.normal(size=(2, 7, 48, 48)) + perturb * noise.normal(size=(2, 7, 48, 48))
-    saliency = {"methods": np.array(["saliency", "grad_cam"]), "maps": maps.astype(np.float16)}
+    saliency = {"methods": np.array(["saliency", "grad_cam"]), "maps": maps.astype(np.float16), "n": np.full(7, 3)}
     return FakeRun(variant, perturb, seed, {"regions": regions, "robustness": robustness, "saliency": saliency})
 
 
@@ -167,3 +167,18 @@ def test_truth_is_found_where_the_losses_are_the_truths(data):
     assert table["rest", "blur", "p"] < 1 and hidden["loss"].max() > 0.05 and (hidden["separation"] > 0.5).all()
     frame = build("06_region_ablation", runs, data)
     assert len(plots.truth_and_found(rest, hidden, frame, "found").axes) == 6
+
+
+def test_a_number_a_run_becomes_a_mean_over_runs_and_a_change_paired_by_seed():
+    values = {("unmasked", "baseline"): (0.1, 0.3, 0.2), ("unmasked", "perturb"): (0.2, 0.5, 0.2)}
+    frame = pd.DataFrame([{"model": "vgg16", "train": train, "scheme": scheme, "seed": seed, "kind": "area", "n": 9, "value": value}
+                          for (train, scheme), each in values.items() for seed, value in enumerate(each)]).sample(frac=1, random_state=0)
+    table = _over_runs(frame, ["kind"], "value").set_index("scheme")
+    scheme = table.loc["perturb"]
+    assert scheme[["seeds", "pairs", "n"]].tolist() == [3, 3, 9] and scheme["value"] == pytest.approx(0.3) and scheme["change"] == pytest.approx(0.1)
+    assert scheme["change_low"] == pytest.approx(0.1 - 4.302653 * 0.1 / 3**0.5, abs=1e-6) and table.loc["baseline", ["pairs", "change"]].isna().all()
+
+
+def test_robustness_over_seeds_has_a_row_a_level_and_recipe(data, seeds):
+    table = build("06_seeds_robustness", seeds, data)
+    assert len(table) == 3 * 2 * len(ROBUST) and set(table["seeds"]) == {2, 3} and (table["change"].dropna() == 0).all()
