@@ -641,9 +641,9 @@ def region_matrices(panels: dict[str, pd.DataFrame], title: str, measure: str = 
     sure = {name: ((part[f"difference_{measure}_low"].min() > 0) | (part[f"difference_{measure}_high"].max() < 0)).unstack().reindex(rows)[order]
             for name, part in cells.items()}
     reach = max(float(np.nanmax(np.abs(value.to_numpy()))) for value in values.values())
-    columns = min(3, len(panels))
+    columns = min(2, len(panels))  # in print more could not be read
     lines = -(-len(panels) // columns)
-    figure, axes = plt.subplots(lines, columns, figsize=(5.1 * columns + 0.6, 3.4 * lines + 1), sharex=True, sharey=True, squeeze=False)
+    figure, axes = plt.subplots(lines, columns, figsize=(4.6 * columns + 0.6, 3.2 * lines + 1), sharex=True, sharey=True, squeeze=False)
     for axis, name in zip(axes.flat, panels):
         text = values[name].map(lambda value: "" if np.isnan(value) else f"{round(value) + 0:.0f}")
         text += sure[name].map(lambda yes: "\u2022" if yes is True or yes == 1 else "")
