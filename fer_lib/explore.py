@@ -90,10 +90,20 @@ def share(study, runs: dict[str, Run]) -> str:
     folder.mkdir(parents=True, exist_ok=True)
     for name, values in weights.items():
         about = {"spec": json.dumps(here[name].spec.to_json(), sort_keys=True), "scaling": json.dumps(study.data.scaling), "key": here[name].key}
-        temporary = folder / f".{name}.{os.getpid()}"
-        save_file(values, temporary, about)
-        os.replace(temporary, folder / f"{name}.safetensors")
+        if not _holds(path := folder / f"{name}.safetensors", values, about):
+            temporary = folder / f".{name}.{os.getpid()}"
+            save_file(values, temporary, about)
+            os.replace(temporary, path)
     return f"Kept {', '.join(weights)} in half precision, {size / 1e6:.1f} MB."
+
+
+def _holds(path: Path, values: dict[str, torch.Tensor], about: dict[str, str]) -> bool:
+    """Is the network in the file already? Written again it would be another file: the order of what it says about itself is chance."""
+    try:
+        with safe_open(path, "pt") as file:
+            return file.metadata() == about and set(file.keys()) == set(values) and all(torch.equal(file.get_tensor(key), values[key]) for key in values)
+    except (OSError, SafetensorError):
+        return False
 
 
 def shared(path: Path) -> Looker:

@@ -74,6 +74,17 @@ def test_a_kept_network_sees_what_the_run_sees(run, data, study):
     assert size < 2.1 * sum(p.numel() for p in run.model().parameters()) + 20000
 
 
+def test_a_network_that_is_kept_already_is_not_written_again(run, study):
+    path = study.root / "models" / "unmasked.safetensors"
+    explore.share(study, {"unmasked": run})
+    before = path.stat().st_mtime_ns
+    explore.share(study, {"unmasked": run})
+    assert path.stat().st_mtime_ns == before
+    path.write_bytes(b"damaged")
+    explore.share(study, {"unmasked": run})
+    assert explore.shared(path).about == run.key
+
+
 def test_networks_without_weights_or_too_large_are_not_kept_and_old_files_stay(run, study, monkeypatch, tmp_path):
     explore.share(study, {"unmasked": run})
     before = (study.root / "models" / "unmasked.safetensors").read_bytes()
