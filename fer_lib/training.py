@@ -95,7 +95,7 @@ def train(model, images: torch.Tensor, labels: torch.Tensor, val_images: torch.T
     """Train `model` in place and return its history, a row an epoch (epoch, lr, loss, val_loss, val_accuracy, val_macro_accuracy).
 
     images uint8 [n, 48, 48] and labels, int64 [n] or shares float [n, 7], lie on the model's device. `views` (perturb.Views) cuts faces
-    after the scheme. `compiled` runs the network through torch.compile: measured not to pay on a CPU.
+    after the scheme. `compiled` runs the network through torch.compile, where the objective calls it as a whole: measured not to pay on a CPU.
 
     Images uint8 [n, 2, 48, 48] are faces unmasked and masked: each is shown masked with probability `masked_share`, or (None) both are,
     half as many faces a step. `priors` float [n, 1 or 2, 48, 48] lie over the faces (over each picture), a frozen `teacher` sees them
@@ -115,7 +115,10 @@ def train(model, images: torch.Tensor, labels: torch.Tensor, val_images: torch.T
     steps = recipe.epochs * steps_an_epoch
     counts = labels.sum(0) if labels.ndim == 2 else torch.bincount(labels, minlength=len(EMOTIONS))
     class_weights = counts.sum() / (len(EMOTIONS) * counts.clamp(min=1))
-    forward = torch.compile(model, mode="reduce-overhead" if device.type == "cuda" else None) if compiled else model  # steps as CUDA graphs
+    forward = model
+    if compiled:
+        torch.compiler.reset()  # else a worker's ninth network runs as it is: a function is compiled eight times at most
+        forward = torch.compile(model, mode="reduce-overhead" if device.type == "cuda" else None)  # steps as CUDA graphs
     refit_every = min(REFIT, max(1, len(images) // faces_a_step))
     head = _head(objective, model, seed)
     learnt = [*model.parameters(), *(head.parameters() if head else ())]

@@ -279,11 +279,12 @@ def test_labels_may_be_shares_and_one_hot_shares_are_labels(tensors, data):
 def test_compiled_training_runs_the_network_through_torch_compile(tensors, data, monkeypatch):
     seen = []
     monkeypatch.setattr(torch, "compile", lambda model, mode=None: (seen.append(model), model)[1])
+    monkeypatch.setattr(torch.compiler, "reset", lambda: seen.append("forgets the networks before"))
     model = tiny()
     train(model, *tensors, BASE, 0, data.scaling)
     assert not seen
     train(model, *tensors, BASE, 0, data.scaling, compiled=True)
-    assert seen == [model]
+    assert seen == ["forgets the networks before", model]
 
 
 def test_unknown_objective_lists_the_known_ones(tensors, data):
