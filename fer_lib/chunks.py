@@ -1,6 +1,6 @@
 """The runs of a study in order of worth, for as long as there is time: how a GPU machine that is lent for minutes is used.
 
-    python -m fer_lib train --preset full --data fer2013.csv --minutes 9 --pack runs.tar      # again and again, until nothing is missing
+    python -m fer_lib train --preset full --data fer2013.csv --minutes 8 --pack runs.tar      # again and again, until nothing is missing
 
 No notebook runs and no table is made. What is being trained when time is up stands at its last epoch's checkpoint and goes on from there on the
 same machine. The archive holds the finished runs' small files; unpacked into the results of another machine they are that machine's own:
