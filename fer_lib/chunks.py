@@ -47,7 +47,7 @@ def train(study: Study, minutes: float, grids: tuple[str, ...] = (), device: str
     schedule = Schedule(groups, study.data, study.store, study.workers, device, time.time() + 60 * minutes, executor, address)
     with telling(study.store, schedule):
         schedule.run()
-    lacking = Schedule(groups, study.data, study.store, device=device).jobs
+    lacking = Schedule(groups, study.data, study.store).jobs
     for name, specs in chunks:
         log.info("%s: %d of %d runs are there", name, sum(spec.key not in lacking for spec in specs), len(specs))
     return [spec for _, specs in chunks for spec in specs if spec.key in lacking], schedule.failed

@@ -3,10 +3,12 @@ import tarfile
 from dataclasses import replace
 
 import pytest
+import torch
 
 from fer_lib.__main__ import main
 from fer_lib.chunks import by_worth, pack, train
 from fer_lib.runs import Store
+from fer_lib.schedule import Schedule
 from fer_lib.study import GRIDS, PRESETS, open_study, used
 
 
@@ -31,6 +33,13 @@ def test_training_stops_at_a_checkpoint_and_goes_on(study):
     assert list(begun) in ([], [study.specs("03")["input"][0].key], [study.specs("04")["baseline"][0].key]) and set(begun.values()) <= {1, 2}
     assert not failed and train(study, 5, ("03",)) == ([], {}) and not set(study.store.interrupted()) - {study.specs("04")["baseline"][0].key}
     assert study.store.get(study.specs("03")["input"][0]).measured("attention")
+
+
+def test_a_machine_without_a_gpu_may_hand_runs_to_a_cluster_that_has_some(study, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(Schedule, "run", lambda schedule: None)
+    missing, failed = train(study, 5, ("02",), "cuda", "ray")
+    assert len(missing) == len(study.specs("02")) and not failed
 
 
 def test_packed_runs_are_runs_elsewhere(study, tmp_path):
