@@ -5,7 +5,7 @@
     python -m fer_lib data fer2013.csv
     python -m fer_lib explain me.jpg --out me_map.png         # one picture, with a network that comes along
     python -m fer_lib folds msd_e/pairs.csv                   # real masked faces, see pairs.py
-    python -m fer_lib train --preset full --data fer2013.csv --minutes 9 --pack runs.tar      # see chunks.py
+    python -m fer_lib train --preset full --data fer2013.csv --minutes 8 --pack runs.tar      # see chunks.py
     python -m fer_lib runs --preset reduced --data fer2013.csv
     python -m fer_lib verify --preset reduced --data fer2013.csv
 
@@ -18,6 +18,7 @@ import os
 import re
 import shlex
 import sys
+import time
 from pathlib import Path
 
 import pandas as pd
@@ -30,10 +31,8 @@ from .verify import verify
 
 def run(args) -> int:
     """Run the notebooks and say where everything lies."""
-    if args.compile:
-        os.environ[COMPILE] = "1"
     study = run_study(args.preset, args.data, args.results, args.votes, args.maskfer_rows, args.seeds, args.workers, not args.no_faces,
-                      tuple(args.only), args.executor, args.address)
+                      tuple(args.only), args.executor, args.address, args.device)
     print(f"The study at preset {args.preset!r} on {study.data.faces.source} faces is complete.")
     for what, pattern in {"tables": "*.csv", "figures": "*.png", "notebooks": "*.ipynb"}.items():
         for folder in (study.root / what, study.root / what / "faces"):
@@ -109,8 +108,10 @@ def train(args) -> int:
     """Train what is missing, most worth first, for some minutes."""
     if unknown := [grid for grid in args.grids if grid not in GRIDS]:
         raise ValueError(f"There is no grid {', '.join(unknown)}: choose from {', '.join(GRIDS)}.")
+    began = time.time()
     study = open_study(args.preset, args.data, args.results, args.votes, args.maskfer_rows, args.seeds, args.workers)
-    left, failed = chunks.train(study, args.minutes, tuple(args.grids), executor=args.executor, address=args.address)
+    minutes = args.minutes - (time.time() - began) / 60  # to read the data takes some of them
+    left, failed = chunks.train(study, minutes, tuple(args.grids), args.device, args.executor, args.address)
     for key, error in failed.items():
         print(f"{key} stopped: {type(error).__name__}: {error}", file=sys.stderr)
     again = ": mend what stopped, then give the same command again." if failed else ": give the same command again." if left else "."
@@ -206,11 +207,11 @@ def parser() -> argparse.ArgumentParser:
     command.add_argument("--only", nargs="+", default=[], help="numbers of notebooks: 02 05")
     command.add_argument("--workers", type=int, default=1, help="runs trained at a time (default: 1)")
     _where(command)
-    command.add_argument("--compile", action="store_true", help="train through torch.compile (may pay on a GPU, does not on a CPU)")
     command.add_argument("--no-faces", action="store_true", help="show no individual face of a real data set, as in committed copies")
     command.set_defaults(do=run)
     command = commands.add_parser("train", parents=[about_study], help="train what is missing, most worth first, for some minutes")
-    command.add_argument("--minutes", type=float, default=9.0, help="after so many no epoch is begun (default: 9)")
+    command.add_argument("--minutes", type=float, default=8.0,
+                         help="after so many no epoch is begun: what stops at its checkpoint may take an epoch longer (default: 8)")
     command.add_argument("--grids", nargs="+", default=[], help=f"of {', '.join(GRIDS)} (default: all)")
     command.add_argument("--workers", type=int, default=1, help="runs trained at a time (default: 1)")
     _where(command)
@@ -246,12 +247,16 @@ def _where(command: argparse.ArgumentParser) -> None:
     """The arguments that say what trains."""
     command.add_argument("--executor", default="processes", choices=("processes", "ray"), help="what trains: processes of this machine (default), or ray")
     command.add_argument("--address", default="", help="of a running Ray cluster, or auto: the one this machine is part of (default: this machine alone)")
+    command.add_argument("--device", choices=("cpu", "cuda"), help="what runs are trained on (default: a GPU where there is one)")
+    command.add_argument("--compile", action="store_true", help="train through torch.compile (may pay on a GPU, does not on a CPU)")
 
 
 def main(words: list[str] | None = None) -> int:
     args = parser().parse_args(words)
     logging.basicConfig(format="%(asctime)s %(message)s", datefmt="%H:%M:%S", level=logging.WARNING)
     logging.getLogger("fer_lib").setLevel(logging.INFO)
+    if getattr(args, "compile", False):
+        os.environ[COMPILE] = "1"
     try:
         return args.do(args)
     except NotebookFailed as failure:

@@ -1,6 +1,6 @@
 """The runs of a study in order of worth, for as long as there is time: how a GPU machine that is lent for minutes is used.
 
-    python -m fer_lib train --preset full --data fer2013.csv --minutes 9 --pack runs.tar      # again and again, until nothing is missing
+    python -m fer_lib train --preset full --data fer2013.csv --minutes 8 --pack runs.tar      # again and again, until nothing is missing
 
 No notebook runs and no table is made. What is being trained when time is up stands at its last epoch's checkpoint and goes on from there on the
 same machine. The archive holds the finished runs' small files; unpacked into the results of another machine they are that machine's own:
@@ -47,7 +47,7 @@ def train(study: Study, minutes: float, grids: tuple[str, ...] = (), device: str
     schedule = Schedule(groups, study.data, study.store, study.workers, device, time.time() + 60 * minutes, executor, address)
     with telling(study.store, schedule):
         schedule.run()
-    lacking = Schedule(groups, study.data, study.store, device=device).jobs
+    lacking = Schedule(groups, study.data, study.store).jobs
     for name, specs in chunks:
         log.info("%s: %d of %d runs are there", name, sum(spec.key not in lacking for spec in specs), len(specs))
     return [spec for _, specs in chunks for spec in specs if spec.key in lacking], schedule.failed

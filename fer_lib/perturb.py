@@ -8,6 +8,7 @@ Clusters live in the coordinates of the 48-pixel face and move with it through t
 """
 import math
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 import torch
@@ -127,18 +128,20 @@ PER_IMAGE = ("attention", "rolled", "permuted", "landmarks")  # sources that giv
 
 # --- what a view leaves out ---
 
-FILLS = {"black": lambda x, scaling: 0.0, "mean": lambda x, scaling: scaling[0], "noise": lambda x, scaling: _noise(x)}
+FILLS = {"black": lambda x, scaling: 0.0, "mean": lambda x, scaling: scaling[0], "noise": lambda x, scaling: _noise(*x.shape[-2:], x.device, x.dtype)}
 
 
-def _noise(x):
-    """One fixed uniform noise image for every face, so that a prediction never depends on its batch."""
-    image = torch.rand(48, 48, generator=torch.Generator().manual_seed(0))[: x.shape[-2], : x.shape[-1]]
-    return image.to(x)
+@lru_cache
+@torch.inference_mode(False)  # first drawn by `predict`, it may be asked for in training
+def _noise(height: int, width: int, device: torch.device, dtype: torch.dtype) -> torch.Tensor:
+    """One fixed uniform noise image (H, W) for every face, so that a prediction never depends on its batch."""
+    return torch.rand(48, 48, generator=torch.Generator().manual_seed(0))[:height, :width].to(device, dtype)
 
 
 def fill(x: torch.Tensor, mask: torch.Tensor, name: str, scaling: tuple[float, float]) -> torch.Tensor:
     """x float (B, 1, H, W) in [0, 1] with the pixels of mask bool (B, H, W) exchanged for a fill."""
-    return torch.where(mask[:, None], torch.as_tensor(FILLS[name](x, scaling), dtype=x.dtype, device=x.device), x)
+    value = FILLS[name](x, scaling)
+    return torch.where(mask[:, None], value, x) if torch.is_tensor(value) else x.masked_fill(mask[:, None], value)
 
 
 def _one_random(x, masks, name, scaling, generator):

@@ -35,7 +35,7 @@ from .training import RECIPES, TRAINING_VERSION, Recipe, predict, train
 
 log = logging.getLogger(__name__)
 
-COMPILE = "FER_LIB_COMPILE"  # environment variable: train through torch.compile (`run --compile` sets it, worker processes inherit it)
+COMPILE = "FER_LIB_COMPILE"  # environment variable: train through torch.compile (`--compile` sets it, worker processes inherit it)
 FILES = ("spec.json", "history.csv", "metrics.json", "logits.npz", "measures.npz", "machine.json", "weights.safetensors")
 LATER = {"rows": "all", "labels": "given", "masked_share": 0.5, "term": None, "teacher": None}  # fields that came after the first stored runs
 PARENTS = ("gate", "start", "teacher")
@@ -299,7 +299,7 @@ def _trained(spec, data, store, views, device, deadline=None):
             heard[0] = time.perf_counter()
             log.info("%s: epoch %d of %d, validation accuracy %.1f %%, about %.1f min left", spec.key, row["epoch"], row["epochs"],
                      100 * row["val_accuracy"], (row["epochs"] - row["epoch"]) * row["seconds"] / 60)
-        if deadline is not None and time.time() > deadline and row["epoch"] < row["epochs"]:
+        if deadline is not None and time.time() > deadline:  # after the last epoch too: predictions and measures take their time
             raise OutOfTime
 
     history = train(model, tensor(images[train_]), tensor(data.train_labels(spec.rows, spec.labels)), tensor(val_images),

@@ -58,7 +58,7 @@ class Schedule:
     groups      lists of (spec, measures) in order of worth: a group's runs begin before those of the next, the longest chain first
     deadline    time.time() after which nothing is begun and what is being trained stops at its checkpoint
     executor    one of EXECUTORS; `address` is that of a running Ray cluster ("": this machine alone)
-    The others as in `complete`; of a cluster `workers` is how many runs share a GPU.
+    The others as in `complete`; of a cluster `workers` is how many runs share a GPU, and a `device` that is given is waited for.
     """
 
     def __init__(self, groups: list[list[tuple[RunSpec, dict[str, Measure]]]], data: Dataset, store: Store, workers: int = 1,
@@ -67,11 +67,14 @@ class Schedule:
             raise ValueError(f"Unknown executor {executor!r}: use one of {', '.join(EXECUTORS)}.")
         if address and executor != "ray":
             raise ValueError(f"The address {address} is that of a Ray cluster: give --executor ray with it.")
+        if (device or "").startswith("cuda") and executor != "ray" and not torch.cuda.is_available():
+            raise ValueError(f"There is no GPU here that torch can use: leave the device {device} out.")
         specs = [spec for group in groups for spec, _ in group]
         if wrong := [spec for spec in specs if spec.data != data.fingerprint]:
             raise ValueError(f"{len(wrong)} specs were made for data {wrong[0].data}, not for {data.fingerprint}: build them from this data set.")
         self.data, self.store, self.workers, self.deadline = data, store, workers, deadline
-        self.device, self.executor, self.address = device or ("cuda" if torch.cuda.is_available() else "cpu"), executor, address
+        self.asked, self.executor, self.address = device, executor, address
+        self.device = device or ("cuda" if torch.cuda.is_available() else "cpu")
         self.jobs, self.failed, self.stopped = _jobs(groups, store), {}, threading.Event()
         self.open, self.error = set(self.jobs), None
 
@@ -94,7 +97,7 @@ class Schedule:
                 self.open.clear()
 
     def _run(self, pool, running: dict[Future, Job]) -> None:
-        waiting, began = dict(self.jobs), time.perf_counter()
+        waiting, began, waits = dict(self.jobs), time.perf_counter(), 0
         while not self.stopped.is_set():
             ready = sorted((job for job in waiting.values() if not job.parents & self.open), key=lambda job: (job.group, -job.chain))
             for job in ready[: max(0, pool.slots - len(running))]:
@@ -103,8 +106,14 @@ class Schedule:
             if not running and not ready:
                 break
             if not running:  # a cluster without a node at this moment
+                if self.deadline is not None and time.time() > self.deadline:
+                    break
+                waits += 1
+                if waits == 20:
+                    log.warning("The cluster has no free node: waiting.")
                 time.sleep(0.5)
                 continue
+            waits = 0
             for future in wait(running, 0.5, FIRST_COMPLETED)[0]:
                 job = running.pop(future)
                 key, error = job.spec.key, future.exception()
@@ -257,8 +266,9 @@ def _execute(spec: RunSpec, measures: dict[str, Measure]) -> bool:
 
 
 class _Ray:
-    """Tasks of a Ray cluster, several to a GPU, or one to a core where it has no GPU when it begins. The data set lies once in the object store; runs are
-    written to the store's folder, which every node must see under the same path. A run whose node died begins elsewhere, from its checkpoint."""
+    """Tasks of a Ray cluster, several to a GPU or one to a core: as the device says that is asked for, else by what the cluster has when it begins.
+    The data set lies once in the object store; runs are written to the store's folder, which every node must see under the same path. A run whose
+    node died begins elsewhere, from its checkpoint."""
 
     tries = 5  # nodes may be taken away more than once
 
@@ -275,7 +285,7 @@ class _Ray:
                 ray.init(address=schedule.address or "local", log_to_driver=False, runtime_env={"env_vars": variables})
             except ConnectionError as error:
                 raise ValueError(f"There is no Ray cluster at {schedule.address}: start one, or leave --address out.") from error
-        gpus = bool(ray.cluster_resources().get("GPU"))
+        gpus = schedule.device.startswith("cuda") if schedule.asked else bool(ray.cluster_resources().get("GPU"))
         self.needs = {"num_gpus": 1 / schedule.workers, "num_cpus": 0} if gpus else {"num_cpus": 1}
         log.info("Ray: a run takes %s", ", ".join(f"{value:g} {name.removeprefix('num_')}" for name, value in self.needs.items() if value))
         self.task = ray.remote(max_retries=0, **self.needs)(execute)

@@ -442,11 +442,12 @@ class NotebookFailed(RuntimeError):
 
 def run_study(preset: str = "smoke", data: str = "", results: str = "", votes: str = "", maskfer_rows: str = "",
               seeds: list[int] | None = None, workers: int = 1, show_faces: bool = True, only: tuple[str, ...] = (),
-              executor: str = "processes", address: str = "", notebooks: Path = NOTEBOOKS) -> Study:
+              executor: str = "processes", address: str = "", device: str | None = None, notebooks: Path = NOTEBOOKS) -> Study:
     """Run the notebooks in order, one kernel each, up to the first that fails; the arguments are those of `open_study`.
 
     only        numbers or names of notebooks; () is all of them
     executor    what trains: "processes" of this machine, or "ray": the nodes of the cluster at `address`
+    device      "cpu" or "cuda": what runs are trained on; None takes a GPU where there is one
     What the store lacks is trained beside, by worker processes: a notebook begins when its runs are there, those of the next ones go on.
     Writes executed copies without anything of this machine into notebooks/ of the study's folder (into notebooks/faces/, which git
     ignores, where they show individual faces of a real data set), manifest.json and, at the end, the page of the whole study,
@@ -465,7 +466,7 @@ def run_study(preset: str = "smoke", data: str = "", results: str = "", votes: s
     folder = study.root / "notebooks" / ("faces" if private else "")
     folder.mkdir(parents=True, exist_ok=True)
     state = {"commit": _git("rev-parse", "HEAD"), "clean": _git("status", "--porcelain", "--", ".", ":!results") == ""}
-    with tempfile.TemporaryDirectory() as scratch, _kernel_of_this_python(Path(scratch)), _training(study, todo, executor, address) as schedule:
+    with tempfile.TemporaryDirectory() as scratch, _kernel_of_this_python(Path(scratch)), _training(study, todo, executor, address, device) as schedule:
         for i, notebook in enumerate(todo):
             keys = {key for key, job in schedule.jobs.items() if job.group == i}  # those of the notebooks before have ended
             if awaited := keys & schedule.open:
@@ -612,11 +613,11 @@ def used(study: Study, grids: tuple[str, ...] = tuple(GRIDS)) -> list[RunSpec]:
 
 
 @contextmanager
-def _training(study: Study, notebooks: list[Path], executor: str, address: str):
+def _training(study: Study, notebooks: list[Path], executor: str, address: str, device: str | None):
     """Train what these notebooks lack while they run, and tell how far it is."""
     measures = study.measures(tuple(grid for notebook in notebooks for grid in _grids(notebook)))
     groups = [[(spec, measures.get(spec.key, {})) for spec in used(study, _grids(notebook))] for notebook in notebooks]
-    schedule = Schedule(groups, study.data, study.store, study.workers, executor=executor, address=address)
+    schedule = Schedule(groups, study.data, study.store, study.workers, device, executor=executor, address=address)
 
     def run() -> None:
         with suppress(Exception):  # kept in schedule.error, which the notebooks' loop looks at

@@ -288,14 +288,16 @@ def leak(runs: Runs, data: Dataset) -> pd.DataFrame:
 @table("02_recipes", "02_recipes")
 def recipes(runs: Runs, data: Dataset) -> pd.DataFrame:
     """The recipe `fast` beside the author's, on equal networks. `compute` is the pixels seen in training as a multiple of `fast`'s, `kept` the
-    epoch whose weights are kept, `val_accuracy` theirs (averaged over the recipe's own test views); scores on all test faces."""
+    epoch whose weights are kept, `lr_last` the last epoch's learning rate, `val_accuracy` that of the kept weights (averaged over the recipe's own
+    test views); scores on all test faces."""
     rows = []
     for name, several in runs.items():
         fast = runs[f"{name.split(' ')[0]} fast"][0].spec.recipe
         for run in several:
             recipe = run.spec.recipe
             rows.append({"model": run.spec.model, "recipe": recipe.name, "seed": run.spec.seed, "epochs": recipe.epochs,
-                         "compute": _pixels(recipe) / _pixels(fast), "kept": kept_epoch(recipe, run.history), "val_n": len(data.labels("val")),
+                         "compute": _pixels(recipe) / _pixels(fast), "kept": kept_epoch(recipe, run.history),
+                         "lr_last": run.history["lr"].iloc[-1], "val_n": len(data.labels("val")),
                          **{f"val_{measure}": run.metrics["val_unmasked"]["all"][measure] for measure in ("accuracy", "macro_accuracy")},
                          **scores(run.logits("test_unmasked"), data, views=("all",))[0]})
     return _tidy(pd.DataFrame(rows).drop(columns=["faces", "nll", "brier"]), data)

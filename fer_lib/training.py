@@ -7,13 +7,13 @@ Two recipes: `paper`, the author's, and `fast`, a one-cycle schedule that needs 
 """
 import os
 import time
+from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch.nn import functional as F
 from torch.optim.lr_scheduler import ReduceLROnPlateau
-from torch.optim.swa_utils import AveragedModel
 
 from .augment import AUGMENTATIONS, augment, standardise, test_views, to_float
 from .faces import EMOTIONS, SIZE
@@ -95,7 +95,7 @@ def train(model, images: torch.Tensor, labels: torch.Tensor, val_images: torch.T
     """Train `model` in place and return its history, a row an epoch (epoch, lr, loss, val_loss, val_accuracy, val_macro_accuracy).
 
     images uint8 [n, 48, 48] and labels, int64 [n] or shares float [n, 7], lie on the model's device. `views` (perturb.Views) cuts faces
-    after the scheme. `compiled` runs the network through torch.compile: measured not to pay on a CPU.
+    after the scheme. `compiled` runs the network through torch.compile, where the objective calls it as a whole: measured not to pay on a CPU.
 
     Images uint8 [n, 2, 48, 48] are faces unmasked and masked: each is shown masked with probability `masked_share`, or (None) both are,
     half as many faces a step. `priors` float [n, 1 or 2, 48, 48] lie over the faces (over each picture), a frozen `teacher` sees them
@@ -115,7 +115,10 @@ def train(model, images: torch.Tensor, labels: torch.Tensor, val_images: torch.T
     steps = recipe.epochs * steps_an_epoch
     counts = labels.sum(0) if labels.ndim == 2 else torch.bincount(labels, minlength=len(EMOTIONS))
     class_weights = counts.sum() / (len(EMOTIONS) * counts.clamp(min=1))
-    forward = torch.compile(model, mode="reduce-overhead" if device.type == "cuda" else None) if compiled else model  # steps as CUDA graphs
+    forward = model
+    if compiled:
+        torch.compiler.reset()  # else a worker's ninth network runs as it is: a function is compiled eight times at most
+        forward = torch.compile(model, mode="reduce-overhead" if device.type == "cuda" else None)  # steps as CUDA graphs
     refit_every = min(REFIT, max(1, len(images) // faces_a_step))
     head = _head(objective, model, seed)
     learnt = [*model.parameters(), *(head.parameters() if head else ())]
@@ -124,7 +127,7 @@ def train(model, images: torch.Tensor, labels: torch.Tensor, val_images: torch.T
     optimizer = torch.optim.SGD([{"params": decay, "weight_decay": recipe.weight_decay}, {"params": plain, "weight_decay": 0.0}],
                                 lr=recipe.lr, momentum=0.9, nesterov=True)
     plateau = ReduceLROnPlateau(optimizer, mode="max", factor=0.75, patience=5) if recipe.schedule == "plateau" else None
-    averaged = AveragedModel(model, multi_avg_fn=_moving_average(recipe.ema, lambda: int(averaged.n_averaged)), use_buffers=True) if recipe.ema else None
+    averaged = Averaged(model, recipe.ema) if recipe.ema else None
     torch.manual_seed(seed)  # dropout
     generator = torch.Generator(device).manual_seed(seed)
     stream = Stream(len(images), generator)
@@ -137,6 +140,8 @@ def train(model, images: torch.Tensor, labels: torch.Tensor, val_images: torch.T
         optimizer.load_state_dict(state["optimizer"])
         generator.set_state(state["generator"].cpu())
         torch.set_rng_state(state["rng"].cpu())
+        if device.type == "cuda" and state.get("cuda_rng") is not None:
+            torch.cuda.set_rng_state(state["cuda_rng"].cpu(), device)
         stream.left, history, best, start = state["left"], state["history"], state["best"], state["epoch"]
         if averaged:
             averaged.load_state_dict(state["averaged"])
@@ -161,7 +166,7 @@ def train(model, images: torch.Tensor, labels: torch.Tensor, val_images: torch.T
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
             if averaged:
-                averaged.update_parameters(model)
+                averaged.update()
             total += loss.detach()
         kept = averaged.module if averaged else model
         val = predict(kept, val_images, scaling, "single")
@@ -174,7 +179,8 @@ def train(model, images: torch.Tensor, labels: torch.Tensor, val_images: torch.T
             best = {"val_accuracy": row["val_accuracy"], "weights": {k: v.clone() for k, v in kept.state_dict().items()}}
         if checkpoint is not None:
             save(checkpoint, {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "generator": generator.get_state(),
-                              "rng": torch.get_rng_state(), "left": stream.left, "history": history, "best": best,
+                              "rng": torch.get_rng_state(), "cuda_rng": torch.cuda.get_rng_state(device) if device.type == "cuda" else None,
+                              "left": stream.left, "history": history, "best": best,
                               "epoch": epoch + 1, "head": head.state_dict() if head else None, "averaged": averaged.state_dict() if averaged else None,
                               "plateau": plateau.state_dict() if plateau else None, "parts": views.parts if views else None})
         if report:
@@ -191,19 +197,35 @@ def attributed_stages(model, recipe: Recipe, term: Term) -> int:
     return term.stages or wide_stages(model, size=min(recipe.grow, default=SIZE))
 
 
-def _moving_average(decay: float, updates):
-    """Exponential moving average whose decay grows from 0.1 as updates come in, so that short runs forget their start. `updates()` is their number,
-    known to the CPU: the copy that comes with the values lies on their device, and to read it would wait for all that is queued there."""
+class Averaged:
+    """Exponential moving average of a network's weights and batch statistics, in `module`. Its decay grows from 0.1 as updates come in, so that short
+    runs forget their start. They are counted in Python: torch's AveragedModel copies its count to the device at each step, which waits for all that
+    is queued there."""
+
+    def __init__(self, model, decay: float):
+        self.module, self.decay, self.updates = deepcopy(model), decay, 0
+        pairs = [*zip(self.module.parameters(), model.parameters()), *zip(self.module.buffers(), model.buffers())]
+        self.floats, self.integers = ([*zip(*(pair for pair in pairs if pair[0].is_floating_point() == kind))] for kind in (True, False))
 
     @torch.no_grad()
-    def update(averages, values, _):
-        weight = 1 - min(decay, (1 + updates()) / (10 + updates()))
-        if averages[0].is_floating_point():
-            torch._foreach_lerp_(averages, values, weight)
+    def update(self) -> None:
+        """Take in the network as it stands; the first update copies it. Integers (batches seen) are always copied."""
+        if self.integers:
+            torch._foreach_copy_(*self.integers)
+        if self.updates == 0:
+            torch._foreach_copy_(*self.floats)
         else:
-            torch._foreach_copy_(averages, values)
+            torch._foreach_lerp_(*self.floats, 1 - min(self.decay, (1 + self.updates) / (10 + self.updates)))
+        self.updates += 1
 
-    return update
+    def state_dict(self) -> dict:
+        return {"module": self.module.state_dict(), "updates": self.updates}
+
+    def load_state_dict(self, state: dict) -> None:
+        if "n_averaged" in state:  # torch's AveragedModel, in checkpoints written before there was this class
+            state = {"updates": int(state.pop("n_averaged")), "module": {name.removeprefix("module."): value for name, value in state.items()}}
+        self.module.load_state_dict(state["module"])
+        self.updates = state["updates"]
 
 
 def _head(objective: str, model, seed: int):

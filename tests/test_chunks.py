@@ -1,11 +1,15 @@
 """Chunks: runs in order of worth, stopped by the clock, packed and unpacked."""
 import tarfile
+from dataclasses import replace
 
 import pytest
+import torch
 
+from fer_lib.__main__ import main
 from fer_lib.chunks import by_worth, pack, train
 from fer_lib.runs import Store
-from fer_lib.study import GRIDS, open_study, used
+from fer_lib.schedule import Schedule
+from fer_lib.study import GRIDS, PRESETS, open_study, used
 
 
 @pytest.fixture(scope="module")
@@ -31,6 +35,13 @@ def test_training_stops_at_a_checkpoint_and_goes_on(study):
     assert study.store.get(study.specs("03")["input"][0]).measured("attention")
 
 
+def test_a_machine_without_a_gpu_may_hand_runs_to_a_cluster_that_has_some(study, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(Schedule, "run", lambda schedule: None)
+    missing, failed = train(study, 5, ("02",), "cuda", "ray")
+    assert len(missing) == len(study.specs("02")) and not failed
+
+
 def test_packed_runs_are_runs_elsewhere(study, tmp_path):
     study.complete("03")
     count = pack(study, tmp_path / "runs.tar")
@@ -40,3 +51,21 @@ def test_packed_runs_are_runs_elsewhere(study, tmp_path):
     there = Store(tmp_path / "results" / "smoke").all()
     assert count == len(there) == len(study.store.all()) and {run.key for run in there} == {run.key for run in study.store.all()}
     assert not there[0].has_weights and (there[0].logits("test_unmasked") == study.store.get(there[0].spec).logits("test_unmasked")).all()
+
+
+def test_the_command_given_again_trains_what_is_missing_and_its_tar_unpacks_to_the_same_runs(tmp_path, capsys, monkeypatch):
+    monkeypatch.setitem(PRESETS, "smoke", replace(PRESETS["smoke"], sizes=(70, 35, 35)))
+    tar, said = tmp_path / "runs.tar", []
+    for minutes in (0, 0.2, 0.4, 0.8, 1.6):  # a worker's start takes some of them
+        assert main(["train", "--preset", "smoke", "--results", str(tmp_path / "here"), "--minutes", str(minutes), "--grids", "03",
+                     "--pack", str(tar)]) == 0
+        said.append(capsys.readouterr().out)
+        if said[-1].startswith("0 runs are still missing."):
+            break
+    assert said[0].startswith("2 runs are still missing: give the same command again.\n0 runs packed")
+    assert said[-1].startswith("0 runs are still missing.\n2 runs packed")
+    with tarfile.open(tar) as archive:
+        archive.extractall(tmp_path / "there", filter="data")
+    here, there = (Store(tmp_path / folder / "smoke").all() for folder in ("here", "there"))
+    assert [run.key for run in here] == [run.key for run in there] and [run.has_weights for run in there] == [False, False]
+    assert all((a.logits("test_masked") == b.logits("test_masked")).all() and a.metrics == b.metrics for a, b in zip(here, there))

@@ -5,6 +5,7 @@ import logging
 import os
 import shlex
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from PIL import Image
 
 from fer_lib import study
 from fer_lib.__main__ import main
-from fer_lib.runs import stored_metrics
+from fer_lib.runs import COMPILE, stored_metrics
 from fer_lib.study import declared, find_notebooks, open_study, to_csv, used, without_paths
 from fer_lib.tables import TABLES, Table
 
@@ -154,6 +155,15 @@ def test_variable_fer2013_stands_for_data(monkeypatch, capsys):
     for words in (["run"], ["data"], ["runs"], ["verify"]):
         assert main(words) == 2
         assert "nowhere.csv does not exist" in one_sentence(capsys)
+
+
+def test_train_hands_on_what_trains_and_the_minutes_that_the_data_left(monkeypatch, capsys):
+    given = []
+    monkeypatch.setenv(COMPILE, "")
+    monkeypatch.setattr("fer_lib.__main__.open_study", lambda *_: time.sleep(0.06))
+    monkeypatch.setattr("fer_lib.chunks.train", lambda study, *rest: (given.extend(rest), ([], {}))[1])
+    assert main(["train", "--minutes", "2", "--grids", "03", "--device", "cpu", "--executor", "ray", "--address", "auto", "--compile"]) == 0
+    assert 1.9 < given[0] < 1.9991 and given[1:] == [("03",), "cpu", "ray", "auto"] and os.environ[COMPILE] == "1"
 
 
 def test_folder_without_notebooks_is_an_error(tmp_path):

@@ -89,6 +89,20 @@ def test_every_nonlinearity_is_its_own_relu_called_once_and_not_in_place(name, a
     assert mode.count == {"relu": len(relus)}
 
 
+@pytest.mark.parametrize("name, attention", [*((name, "none") for name in MODELS), ("vgg16", "input"), ("vgg16", "blocks")])
+def test_every_network_is_captured_as_one_graph_that_trains_the_same(name, attention):
+    torch.compiler.reset()
+    x, found = torch.randn(4, 1, 48, 48), []
+    for compiled in (False, True):
+        network = tiny(name, attention=attention, depth=10 if name == "resnet" else None).train()
+        forward = torch.compile(network, backend="eager", fullgraph=True) if compiled else network  # an error where the graph would break
+        torch.manual_seed(0)  # dropout
+        logits = forward(x)
+        logits.square().sum().backward()
+        found.append([logits, *(parameter.grad for parameter in network.parameters()), *network.buffers()])
+    assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
+
+
 @torch.no_grad()
 def test_masking_block_multiplies_by_between_one_and_two():
     torch.manual_seed(0)

@@ -3,6 +3,7 @@ import json
 import multiprocessing
 import os
 import signal
+import time
 from dataclasses import fields, replace
 
 import numpy as np
@@ -331,6 +332,17 @@ def test_a_measure_that_fails_costs_no_training(family, data, tmp_path):
     complete([family["gate"]], data, store, {"seen": lambda *_: {"time": np.array(seen.append(
         (store.training / family["gate"].key / "checkpoint.pt").stat().st_mtime_ns) or 1)}})
     assert seen == [written]  # no epoch was trained again
+
+
+def test_a_run_whose_last_epoch_ends_after_the_deadline_is_predicted_at_the_next_call_and_not_trained(store, family, data, tmp_path, monkeypatch):
+    late, spec = Store(tmp_path), family["baseline"]
+    monkeypatch.setattr(runs, "train", lambda *args, real=runs.train, **named: (time.sleep(0.3), real(*args, **named))[1])
+    one = replace(spec, recipe=replace(spec.recipe, epochs=1))
+    assert not execute(one, data, late, deadline=time.time() + 0.2) and late.get(one) is None and late.interrupted() == {one.key: 1}
+    assert not execute(spec, data, late, deadline=time.time() + 0.2) and late.interrupted()[spec.key] == 1  # at its first
+    assert not execute(spec, data, late, deadline=time.time() + 0.2) and late.interrupted()[spec.key] == 2  # and at its last
+    monkeypatch.setattr(training, "save", lambda *_: pytest.fail("an epoch was trained"))
+    assert execute(spec, data, late) and same_logits(late.get(spec), store.get(spec)) and execute(one, data, late)
 
 
 def test_missing_weights_are_a_clear_error(own, family):

@@ -10,11 +10,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from fer_lib.dataset import Dataset
 from fer_lib.perturb import Perturb
 from fer_lib.runs import RunSpec, Store
-from fer_lib.schedule import Schedule, _jobs, complete
+from fer_lib.schedule import EXECUTORS, Schedule, _Here, _jobs, complete
 
 
 @pytest.fixture(scope="module")
@@ -89,6 +90,27 @@ def test_nothing_begins_after_the_deadline(spec, data, tmp_path):
     schedule = Schedule([[(spec, {})]], data, Store(tmp_path), device="cpu", deadline=time.time() - 1, executor="here")
     schedule.run()
     assert not schedule.failed and not schedule.open and not (tmp_path / "runs").exists()
+
+
+def test_a_cluster_without_a_node_is_waited_for_until_the_deadline_and_that_is_said_once_each_time(spec, data, tmp_path, monkeypatch, caplog):
+    class Cluster(_Here):
+        """Has a node at every 60th look."""
+
+        looks = 0
+
+        @property
+        def slots(self) -> int:
+            self.looks += 1
+            return int(self.looks % 60 == 0)
+
+    monkeypatch.setitem(EXECUTORS, "here", Cluster)
+    monkeypatch.setattr(time, "sleep", lambda seconds: None)
+    schedule = Schedule([[(spec, {}), (replace(spec, seed=1), {})]], data, Store(tmp_path / "two"), device="cpu", executor="here")
+    schedule.run()
+    assert not schedule.failed and len(schedule.store.all()) == 2 and caplog.text.count("no free node: waiting") == 2
+    Cluster.slots = 0
+    Schedule([[(spec, {})]], data, Store(tmp_path / "none"), device="cpu", executor="here", deadline=time.time() + 0.1).run()
+    assert not Store(tmp_path / "none").all()
 
 
 # --- workers ---
@@ -171,3 +193,6 @@ def test_a_schedule_that_cannot_begin_says_so_and_leaves_nothing_open(spec, data
         Schedule([[(spec, {})]], data, Store(tmp_path), address="auto")
     with pytest.raises(ValueError, match="Unknown executor 'threads'"):
         Schedule([[(spec, {})]], data, Store(tmp_path), executor="threads")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(ValueError, match="no GPU here"):
+        Schedule([[(spec, {})]], data, Store(tmp_path), device="cuda")

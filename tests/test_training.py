@@ -6,12 +6,13 @@ import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
+from torch.optim import swa_utils
 
 from fer_lib.models import build_model
 from fer_lib.objectives import OBJECTIVES, Batch
 from fer_lib.perturb import Perturb, Views, fill
 from fer_lib.synthetic import make_faces
-from fer_lib.training import RECIPES, Recipe, Stream, _moving_average, learning_rate, predict, save, train
+from fer_lib.training import RECIPES, Averaged, Recipe, Stream, learning_rate, predict, save, train
 
 
 class Tiny(nn.Module):
@@ -182,15 +183,35 @@ def test_a_step_may_be_larger_than_the_data():
     assert torch.bincount(Stream(3, torch.Generator().manual_seed(0)).next(9)).tolist() == [3, 3, 3]
 
 
-def test_averaged_weights_follow_their_formula():
-    average = [torch.zeros(2), torch.zeros(3)]
-    expected, update = 0.0, _moving_average(0.6, lambda: now)
-    for step in range(12):
-        now = step
-        decay = min(0.6, (1 + step) / (10 + step))
-        expected = decay * expected + (1 - decay) * step
-        update(average, [torch.full((2,), float(step)), torch.full((3,), float(step))], None)
-    assert torch.cat(average).tolist() == pytest.approx([expected] * 5, rel=1e-5)
+def test_averaged_weights_follow_their_formula_and_begin_with_the_first_update():
+    network = nn.BatchNorm1d(2)
+    averaged, expected = Averaged(network, 0.6), None
+    for step in range(1, 13):
+        with torch.no_grad():
+            network.weight.fill_(step), network.running_mean.fill_(step), network.num_batches_tracked.fill_(step)
+        decay = min(0.6, step / (9 + step))
+        expected = step if expected is None else decay * expected + (1 - decay) * step
+        averaged.update()
+        assert averaged.module.weight.tolist() == averaged.module.running_mean.tolist() == pytest.approx([expected] * 2, rel=1e-5)
+        assert averaged.module.num_batches_tracked == step
+
+
+def test_averaged_weights_are_torchs_and_go_on_from_its_checkpoints():
+    """Bit for bit, as stored runs were trained with torch's class; half of the way from a checkpoint that holds its state."""
+    ema = swa_utils.AveragedModel(network := tiny(), multi_avg_fn=lambda a, b, n: torch._foreach_lerp_(a, b, 1 - min(0.9, (1 + int(n)) / (10 + int(n))))
+                                  if a[0].is_floating_point() else torch._foreach_copy_(a, b), use_buffers=True)
+    ours = Averaged(network, 0.9)
+    for step in range(8):
+        if step == 4:
+            ours = Averaged(network, 0.9)
+            ours.load_state_dict(ema.state_dict())
+        network.train()(torch.randn(8, 1, 48, 48)).sum().backward()
+        with torch.no_grad():
+            for parameter in network.parameters():
+                parameter -= 0.01 * parameter.grad
+        ema.update_parameters(network)
+        ours.update()
+        assert all(torch.equal(a, b) for a, b in zip(ours.module.state_dict().values(), ema.module.state_dict().values(), strict=True))
 
 
 def test_weight_decay_spares_biases_and_batch_norm(tensors, data):
@@ -258,11 +279,12 @@ def test_labels_may_be_shares_and_one_hot_shares_are_labels(tensors, data):
 def test_compiled_training_runs_the_network_through_torch_compile(tensors, data, monkeypatch):
     seen = []
     monkeypatch.setattr(torch, "compile", lambda model, mode=None: (seen.append(model), model)[1])
+    monkeypatch.setattr(torch.compiler, "reset", lambda: seen.append("forgets the networks before"))
     model = tiny()
     train(model, *tensors, BASE, 0, data.scaling)
     assert not seen
     train(model, *tensors, BASE, 0, data.scaling, compiled=True)
-    assert seen == [model]
+    assert seen == ["forgets the networks before", model]
 
 
 def test_unknown_objective_lists_the_known_ones(tensors, data):
