@@ -47,7 +47,7 @@ def write_report(study: Study) -> Path:
     private = study.show_faces and study.data.faces.source != "synthetic"
     path, manifest = study.root / ("faces" if private else "") / "report.html", study.root / "manifest.json"
     ledger = study.root / "tables" / "00_claims.csv"
-    claims = pd.read_csv(ledger, keep_default_na=False, na_values=[""]).to_dict("records") if ledger.exists() else []
+    claims = pd.read_csv(ledger, keep_default_na=False, na_values=[""]).fillna({"note": ""}).to_dict("records") if ledger.exists() else []
     gallery = _gallery(study)
     environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined)
     page = environment.from_string(Path(__file__).with_name("report.html.j2").read_text(encoding="utf-8")).render(

@@ -73,7 +73,7 @@ def opened(tmp_path_factory) -> Study:
     none, columns = None, ["id", "paper", "claim", "published", "value", "low", "high", "seeds", "n", "verdict"]
     made.table(pd.DataFrame([(1, "P", "a", 0.03, -0.0123, -0.02, -0.004, 3, 140, "not reproduced"),
                              (2, "P", "b", none, 0.2, 0.1, 0.3, 3, 140, "reproduced"), (3, "M", "c", 0.1, 0.1, none, none, 1, 140, "inconclusive"),
-                             (4, "A", "d", none, none, none, none, 0, 0, "not testable")], columns=columns).assign(where="Table 2", measure="recall", note=none), "00_claims")
+                             (4, "A", "d", none, none, none, none, 0, 0, "not testable")], columns=columns).assign(where="Table 2", measure="recall", note=["told twice", none, none, "no run"]), "00_claims")
     made.table(pd.DataFrame({"model": ["b", "a", "c"], "share": [0.123456, 1e-7, -0.5], "n": [10, 9, 100], "source": "synthetic"}), "02_scores")
     made.table(pd.DataFrame({"emotion": ["all", *EMOTIONS] * 100, "value": rng.normal(size=800)}), "02_long")
     made.table(pd.DataFrame({"x": np.arange(20)}), "05_stray")
@@ -128,7 +128,7 @@ def test_page_holds_every_table_figure_and_notebook_in_order(opened, page):
                  "Figure 02_absent is not here", "This notebook has not been executed at preset smoke", "a &lt;processor&gt;, 2 cores; a GPU",
                  "commit 0123456789abcdef", "1.5 min of training in 1 runs", "torch 2.15", opened.data.fingerprint, "in every row: source synthetic"):
         assert text in page, text
-    assert "<b>Table 00_claims" not in page and "timm" not in page
+    assert "<b>Table 00_claims" not in page and "timm" not in page and page.count("told twice") == 1 and not re.search(r">\s*nan\b", page)
 
 
 def test_finding_and_ledger_come_from_the_table(page):
