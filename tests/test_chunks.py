@@ -31,7 +31,7 @@ def test_training_stops_at_a_checkpoint_and_goes_on(study):
     begun = study.store.interrupted()
     assert len(missing) == len(study.specs("04")) and not study.store.all()
     assert list(begun) in ([], [study.specs("03")["input"][0].key], [study.specs("04")["baseline"][0].key]) and set(begun.values()) <= {1, 2}
-    assert not failed and train(study, 5, ("03",)) == ([], {}) and not set(study.store.interrupted()) - {study.specs("04")["baseline"][0].key}
+    assert not failed and train(study, 60, ("03",)) == ([], {}) and not set(study.store.interrupted()) - {study.specs("04")["baseline"][0].key}
     assert study.store.get(study.specs("03")["input"][0]).measured("attention")
 
 
