@@ -184,7 +184,7 @@ def claims(runs: dict[str, Runs], data: Dataset) -> pd.DataFrame:
         if values and claim["id"] in BESIDE:
             about, decides, test = BESIDE[claim["id"]]
             other, verdict_ = _judged(claim, test(runs, data)[0])
-            note = f"{about}: {in_words(claim, other)}"
+            note = f"{about}: {in_words(claim, other) if other['seeds'] else 'not run'}"
             said = said if verdict_ == said or not decides else "inconclusive"
         if values and claim["measure"] == "recall of disgust":
             note, said = f"{n} faces: too few for a verdict", "inconclusive"

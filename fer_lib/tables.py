@@ -678,8 +678,9 @@ WHO = ["model", "train", "scheme"]
 
 
 def _over_runs(frame: pd.DataFrame, cell: list[str], value: str) -> pd.DataFrame:
-    """One number a run and cell (columns of `_who`, `cell`, n and `value`) -> its mean over the runs of a recipe with `sd` and 95 % t interval, and the
-    `change` from the network trained on unmasked faces without the scheme, paired by seed over so many `pairs`, with t interval and p."""
+    """One number a run and cell (columns of `_who`, `cell`, n and `value`) -> its mean over the runs of a recipe with `sd` and 95 % t interval, on at
+    least n faces (a map that is empty for a face leaves it out), and the `change` from the network trained on unmasked faces without the scheme,
+    paired by seed over so many `pairs`, with t interval and p."""
     frame = frame[[*WHO, "seed", *cell, "n", value]].reset_index(drop=True)
     plain = (frame["train"] == "unmasked") & (frame["scheme"] == "baseline")
     base = frame[plain].set_index(["model", *cell, "seed"])[value].rename("base")
@@ -687,7 +688,7 @@ def _over_runs(frame: pd.DataFrame, cell: list[str], value: str) -> pd.DataFrame
     frame["change"] = (frame[value] - frame["base"]).where(~plain)
     cells = frame.groupby([*WHO, *cell], sort=False)
     over, pairs = (cells[name].agg(["mean", "std", "count"]) for name in (value, "change"))
-    table = pd.DataFrame({"seeds": over["count"], "n": cells["n"].first(), value: over["mean"], "sd": over["std"]})
+    table = pd.DataFrame({"seeds": over["count"], "n": cells["n"].min(), value: over["mean"], "sd": over["std"]})
     table["low"], table["high"] = t_interval(over["mean"], over["std"], over["count"])
     table["pairs"], table["change"] = pairs["count"].where(pairs["count"] > 0), pairs["mean"]
     table["change_low"], table["change_high"] = t_interval(pairs["mean"], pairs["std"], pairs["count"])
@@ -698,13 +699,15 @@ def _over_runs(frame: pd.DataFrame, cell: list[str], value: str) -> pd.DataFrame
 @table("06_seeds_saliency", "06_seeds")
 def seeds_saliency(runs: Runs, data: Dataset) -> pd.DataFrame:
     """The maps in numbers over several trainings, one `value` a run: by method, region and `measure` the positive mass on a region (share, enrichment,
-    pointing) less that of the untrained network, the edge map and the centre prior (`beyond`); by kind of curve its area less that of edge map,
-    centre prior and random order; and the similarity that is left with all weights drawn anew. Intervals and changes as in 06_seeds_ablation."""
+    pointing, rank accuracy) less that of the untrained network, the edge map and the centre prior (`beyond`); by kind of curve its area less that of
+    edge map, centre prior and random order; and the similarity that is left with all weights drawn anew. Intervals and changes as in
+    06_seeds_ablation, nothing adjusted for their number."""
     frames = []
     for frame, place in ((saliency_shares(runs, data).query("emotion == 'all'"), "region"),
                          (curves(runs, data).rename(columns={"map": "method", "kind": "measure"}), "")):
-        frames += [frame.assign(region=frame[place] if place else "", beyond=name.removeprefix("minus_"), value=frame[name])
-                   for name in frame if name.startswith("minus_") and not name.endswith(("_low", "_high"))]
+        for beyond in (name.removeprefix("minus_") for name in frame if name.startswith("minus_") and not name.endswith(("_low", "_high"))):
+            some = frame[frame["method"] != beyond]  # none beyond itself
+            frames.append(some.assign(region=some[place] if place else "", beyond=beyond, value=some[f"minus_{beyond}"]))
     frames.append(randomised(runs, data).query("share == 1").assign(region="", measure="similarity, all weights drawn anew", beyond="")
                   .rename(columns={"similarity": "value"}))
     return _over_runs(pd.concat(frames), ["method", "region", "measure", "beyond"], "value").assign(source=data.faces.source)

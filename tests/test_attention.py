@@ -1,4 +1,6 @@
 """CBAM's gates against its formulas written out, and where they stand in a network."""
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -6,6 +8,7 @@ from scipy.signal import correlate2d
 
 from fer_lib.attention import CBAM, PLACEMENTS, ChannelGate, SpatialGate
 from fer_lib.models import build_model
+from fer_lib.tables import enrichment
 
 
 def sigmoid(a: np.ndarray) -> np.ndarray:
@@ -104,3 +107,12 @@ def test_attention_maps_of_blocks_are_the_mean_of_the_enlarged_gates():
 def test_attention_maps_without_gates_say_how_to_get_them():
     with pytest.raises(ValueError, match='attention="input" or "blocks"'):
         small("none").attention_maps(batch(1, 1, 48, 48))
+
+
+def test_enrichment_is_that_of_attention_on_the_scale_it_is_clustered_on():
+    where = np.zeros((48, 48))
+    where[:12] = 1  # a quarter of the picture
+    data = SimpleNamespace(region_shares={"brows": where, "mouth": where[::-1]})
+    for low, high in ((0.0, 1.0), (0.60, 0.61)):  # sigmoids lie close together
+        run = SimpleNamespace(measured=lambda name: {"overall": np.where(where > 0, high, low)})
+        assert enrichment(run, data, ("brows", "mouth")) == pytest.approx([4, 0])

@@ -9,6 +9,7 @@ import pytest
 from fer_lib import plots
 from fer_lib.claims import CLAIMS, claims, readable, shown
 from fer_lib.faces import EMOTIONS
+from fer_lib.measures import pack
 from fer_lib.metrics import measures, per_class
 from fer_lib.perturb import Perturb
 from fer_lib.study import GRIDS
@@ -55,6 +56,7 @@ def test_ledger_gives_values_intervals_and_verdicts(data, controls):
     assert ledger.loc[6, "value"] == pytest.approx(-0.2) and ledger.loc[6, "verdict"] == "not reproduced"
     assert ledger.loc[5, "verdict"] == "inconclusive" and ledger.loc[20, "value"] == pytest.approx(-0.1)
     assert ledger.loc[13, "value"] < 0  # horizontal thirds: both eyes fall into one cluster
+    assert ledger.loc[13, "note"] == "clusters of the attention rolled to another place (C5): not run"
     assert ledger.loc[14, "value"] == pytest.approx(-0.2)  # relative: from 0.5 to 0.4
     assert ledger.loc[2, ["verdict", "note"]].tolist() == ["not testable", "no run that tests it is stored"]
     assert ledger.loc[34, "note"] == "its data are not obtainable" and set(ledger["source"]) == {"synthetic"}
@@ -67,6 +69,22 @@ def test_a_claim_told_twice_is_decided_only_where_both_agree(data, controls, mon
     ledger = claims({grid: {} for grid in GRIDS} | {"05_controls": controls}, data).set_index("id")
     assert ledger.loc[[1, 23, 6], "verdict"].tolist() == ["reproduced", "inconclusive", "not reproduced"]
     assert ledger.loc[1, "note"].startswith("by other means: +20.1 (+19.") and ledger.loc[23, "note"].startswith("by other means: -20.1 (")
+
+
+@pytest.mark.parametrize("blurred, said", [(0.1, "reproduced"), (-0.1, "inconclusive")])
+def test_a_claim_on_region_ablation_needs_grey_with_p_and_blur_with_separation(data, blurred, said):
+    def measured(change):
+        columns = {("mean", "p"): 0.1, ("mean", "separation"): -0.1, ("blur", "p"): -0.1, ("blur", "separation"): blurred}
+        frames = {fill: pd.DataFrame([{"emotion": emotion, "region": region, "n": 9, "difference_p": columns[fill, "p"] * change,
+                                       "difference_separation": columns[fill, "separation"] * change}
+                                      for emotion in ("fear", "angry") for region in ("mouth", "nose", "brows")]) for fill in ("mean", "blur")}
+        arrays = {key: value for fill, frame in frames.items() for key, value in pack(f"unmasked_{fill}", frame, ("emotion", "region")).items()}
+        return lambda name: arrays if name == "regions" else {}
+
+    arms = {arm: [SimpleNamespace(spec=SimpleNamespace(seed=seed), measured=measured(change * (1 + seed / 10))) for seed in range(3)]
+            for arm, change in (("vgg16 unmasked", 0), ("vgg16 perturb", 1))}
+    claim = claims({grid: {} for grid in GRIDS} | {"06_seeds": arms}, data).set_index("id").loc[25]
+    assert claim["verdict"] == said and claim["value"] == pytest.approx(0.11) and claim["note"].startswith(f"by blur and separation: {110 * blurred:+.1f}")
 
 
 def test_disgust_alone_has_no_verdict(data, controls):
@@ -97,6 +115,12 @@ def test_readable_ledger_gives_points_and_counts_verdicts(data, controls):
     assert text.splitlines()[-1].startswith("Of ") and "of Privileged Attribution Loss" in text
 
 
+def partly_copied(data):
+    """The data, ten of whose test faces count as copies."""
+    clean = np.arange(70) >= 10
+    return SimpleNamespace(labels=data.labels, faces=data.faces, subsets=lambda split: {"all": np.ones(70, bool), "clean": clean})
+
+
 def test_gain_over_each_control_is_paired_by_seed(data, controls):
     shuffled = {**controls, "baseline": controls["baseline"][::-1]}
     table = TABLES["05_controls"].build(shuffled, data).query("faces == 'all'").set_index(["against", "test", "evaluation", "measure"])
@@ -104,6 +128,9 @@ def test_gain_over_each_control_is_paired_by_seed(data, controls):
     assert whole["change"] == pytest.approx(0.5 / 3) and whole["sd"] == pytest.approx(np.std([0.2, 0.2, 0.1], ddof=1)) and whole["seeds"] == 3
     assert whole["low"] < whole["change"] < whole["high"] and whole["two_level_low"] < whole["change"] < whole["two_level_high"]
     assert table.loc[("C4 coordinates", "masked", "views", "macro_accuracy"), "change"] == 0
+    split = TABLES["05_controls"].build({"baseline": controls["baseline"], "perturb": controls["perturb"]}, partly_copied(data))
+    n = split.groupby("faces")["n"].agg(set).to_dict()
+    assert n == {"all": {70}, "clean": {60}} and len(split) == 2 * len(split.query("faces == 'all'"))
     known = {(name, how) for name, _, how, _ in table.index}
     assert known == {("baseline", "clean"), ("C0 baseline, views", "views"), ("C4 coordinates", "clean"), ("C4 coordinates", "views")}
 

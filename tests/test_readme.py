@@ -29,6 +29,9 @@ def test_headline_is_the_ledgers():
     said = " ".join((ROOT / "README.md").read_text().split())
     assert f"macro accuracy by {points(first['value'])} points (95 % over {first['seeds']} seeds: {points(first['low'])} to " \
            f"{points(first['high'])}); the paper reports {points(first['published'])}." in said
+    clean = pd.read_csv(ROOT / "results" / "reduced" / "tables" / "05_controls.csv").query(
+        "against == 'baseline' and test == 'unmasked' and faces == 'clean' and measure == 'macro_accuracy'").iloc[0]
+    assert f"copy in training or validation it is {points(clean['change'])} ({points(clean['low'])} to {points(clean['high'])})." in said
 
 
 def test_speeds_are_those_of_the_bench():

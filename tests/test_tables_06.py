@@ -181,4 +181,22 @@ def test_a_number_a_run_becomes_a_mean_over_runs_and_a_change_paired_by_seed():
 
 def test_robustness_over_seeds_has_a_row_a_level_and_recipe(data, seeds):
     table = build("06_seeds_robustness", seeds, data)
-    assert len(table) == 3 * 2 * len(ROBUST) and set(table["seeds"]) == {2, 3} and (table["change"].dropna() == 0).all()
+    assert len(table) == 3 * 2 * len(ROBUST) and set(table["seeds"]) == {2, 3}
+    half = table[(table["level"] == 0.5) & (table["kind"] == "darkening")].set_index(["train", "scheme"])
+    assert half["accuracy"].tolist() == [0.5] * 3 and half["change"].isna().tolist() == [True, False, False] and half["n"].tolist() == [9] * 3
+
+
+def test_maps_over_seeds_have_a_value_beyond_each_reference_and_none_beyond_itself(data):
+    def made(perturb, seed):
+        place = {"emotion": "all", "region": "nose", "measure": "share", "n": 9 - seed, "value": 0.5}
+        shares = pd.DataFrame([place | {"method": "saliency", "minus_untrained": 0.1 * perturb + 0.01 * seed, "minus_edge_map": 0.3}])
+        areas = pd.DataFrame([{"map": name, "kind": "deletion", "n": 9, "area": 0.5, "minus_edge_map": value}
+                              for name, value in (("grad_cam", 0.2), ("edge_map", 0.0))])
+        return FakeRun("unmasked", perturb, seed, {"saliency": pack("shares", shares, ("method", "emotion", "region", "measure"))
+                                                   | pack("areas", areas, ("map", "kind")) | {"cascade": np.full((3, 4), 0.25, np.float32)}})
+
+    runs = {"vgg16 unmasked": [made(False, seed) for seed in range(3)], "vgg16 perturb": [made(True, seed) for seed in range(3)]}
+    table = build("06_seeds_saliency", runs, data)
+    moved = table[(table["scheme"] == "perturb") & (table["beyond"] == "untrained")].iloc[0]
+    assert moved["change"] == pytest.approx(0.1, abs=1e-6) and moved["value"] == pytest.approx(0.11, abs=1e-6) and moved["n"] == 7
+    assert not (table["method"] == table["beyond"]).any() and set(table["measure"]) == {"share", "deletion", "similarity, all weights drawn anew"}
