@@ -697,7 +697,7 @@ def robustness(frame: pd.DataFrame, title: str) -> Figure:
 
 
 def map_grid(rows: dict[str, np.ndarray], faces: np.ndarray, title: str, caption: str, signed: bool = True,
-             columns: tuple[str, ...] = EMOTIONS) -> Figure:
+             columns: tuple[str, ...] = EMOTIONS, what: str = "attribution") -> Figure:
     """The paper's Figures 1 and 6: maps [C, 48, 48] of each row in colour over grey faces [C, 48, 48] (or [rows, C, 48, 48]), one scale.
 
     Signed maps from blue (against) to red (for), positive ones from clear to red; strong colour hides the face, none shows it. The
@@ -728,7 +728,7 @@ def map_grid(rows: dict[str, np.ndarray], faces: np.ndarray, title: str, caption
             side.set_visible(False)
     scale = matplotlib.cm.ScalarMappable(matplotlib.colors.Normalize(-reach if signed else 0, reach), cmap)
     bar = figure.colorbar(scale, ax=axes.ravel().tolist(), shrink=0.7, aspect=25, pad=0.015)
-    bar.set_label("against  \u2190   attribution   \u2192  for" if signed else "attribution", fontsize=9)
+    bar.set_label(f"against  \u2190   {what}   \u2192  for" if signed else what, fontsize=9)
     figure.text(0.01, -0.01, caption, fontsize=9, color="#555555", va="top")
     return _headline(figure, title)
 
@@ -1034,7 +1034,7 @@ def alignments(frame: pd.DataFrame, measure: str = "correlation") -> Figure:
     axes[0, -1].plot([], [], "o", mfc="white", color="#777777", label="another's\nlandmarks")
     axes[0, -1].legend(loc="upper left", bbox_to_anchor=(1, 1), title="trained with")
     trained = frame[(frame["method"] == methods[0]) & (frame["prior"] == "own")].groupby("arm")["value"].mean()
-    return _headline(figure, f"The one that is trained goes from {trained['cross-entropy']:.2f} to {trained.drop('cross-entropy').max():.2f}")
+    return _headline(figure, f"Feature x gradient, which is trained, goes from {trained['cross-entropy']:.2f} to {trained.drop('cross-entropy').max():.2f}")
 
 
 def privileged_ablations(scores: pd.DataFrame, aligned: pd.DataFrame) -> Figure:
