@@ -124,7 +124,7 @@ def test_alignment_holds_every_method_and_arm(data, held):
     table = build("08_alignment", held, data)
     found = table.query("measure == 'cosine' and emotion == 'all' and seed == 0").groupby(["arm", "prior"])["value"].apply(list)
     assert found["cross-entropy", "own"] == pytest.approx([0.5, 0.4, 0.3, 0.2]) and found["mean", "another"] == pytest.approx([0.75, 0.65, 0.55, 0.45])
-    assert plots.alignments(table).get_suptitle() == "The one that is trained goes from 0.50 to 0.80"
+    assert plots.alignments(table).get_suptitle() == "Feature x gradient, which is trained, goes from 0.50 to 0.80"
 
 
 def test_ablations_show_validation_beside_alignment(data, labels):
