@@ -184,7 +184,8 @@ def claims(runs: dict[str, Runs], data: Dataset) -> pd.DataFrame:
         if values and claim["id"] in BESIDE:
             about, decides, test = BESIDE[claim["id"]]
             other, verdict_ = _judged(claim, test(runs, data)[0])
-            note = f"{about}: {in_words(claim, other) if other['seeds'] else 'not run'}"
+            ends = interval(claim, other)
+            note = f"{about}: " + (shown(claim, other["value"]) + f" ({ends})" * bool(ends) if other["seeds"] else "not run")
             said = said if verdict_ == said or not decides else "inconclusive"
         if values and claim["measure"] == "recall of disgust":
             note, said = f"{n} faces: too few for a verdict", "inconclusive"
@@ -215,10 +216,9 @@ def shown(claim: dict, value: float) -> str:
     return f"{value:+.2f}" if plain else points(value) + " %" * claim["measure"].startswith("relative")
 
 
-def in_words(claim: dict, found: dict) -> str:
-    """Value and interval of a claim: "+0.4 (-1.0 to +1.8)"."""
-    interval = f" ({shown(claim, found['low'])} to {shown(claim, found['high'])})" if np.isfinite(found["low"]) else ""
-    return shown(claim, found["value"]) + interval
+def interval(claim: dict, found: dict) -> str:
+    """"-1.0 to +1.8" in the unit of the claim, "" where there is no interval."""
+    return f"{shown(claim, found['low'])} to {shown(claim, found['high'])}" if np.isfinite(found["low"]) else ""
 
 
 def readable(ledger: pd.DataFrame) -> str:
@@ -227,9 +227,8 @@ def readable(ledger: pd.DataFrame) -> str:
     lines = ["| claim (where) | published | ours | 95 % over seeds | seeds | verdict |", "|---|---|---|---|---|---|"]
     tested = ledger[ledger["seeds"] > 0]
     for claim in tested.to_dict("records"):
-        interval = f"{shown(claim, claim['low'])} to {shown(claim, claim['high'])}" if np.isfinite(claim["low"]) else ""
         note = f"; {claim['note']}" if isinstance(claim["note"], str) and claim["note"] else ""
-        lines.append(f"| {claim['claim']} ({claim['where']}) | {shown(claim, claim['published'])} | {shown(claim, claim['value'])} | {interval} | "
+        lines.append(f"| {claim['claim']} ({claim['where']}) | {shown(claim, claim['published'])} | {shown(claim, claim['value'])} | {interval(claim, claim)} | "
                      f"{claim['seeds']} | {claim['verdict']}{note} |")
     counts = tested["verdict"].value_counts()
     said = ", ".join(f"{counts.get(name, 0)} {name}" for name in ("reproduced", "not reproduced", "inconclusive"))

@@ -22,7 +22,7 @@ import torch
 from PIL import Image
 from scipy.special import softmax
 
-from .claims import points, shown
+from .claims import interval, points, shown
 from .dataset import LEAST_IN_MEAN, VARIANTS, Dataset
 from .faces import EMOTIONS
 from .measures import MAP_ROWS, METHODS, SETTINGS, fixed_faces, mean_faces
@@ -52,7 +52,7 @@ def write_report(study: Study) -> Path:
     environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined)
     page = environment.from_string(Path(__file__).with_name("report.html.j2").read_text(encoding="utf-8")).render(
         preset=study.name, about=study.preset.about, data=study.data, seeds=study.seeds, private=private, shown=SHOWN, papers=PAPERS, prose=prose,
-        run=_provenance(json.loads(manifest.read_text())) if manifest.exists() else None, points=points, unit=shown,
+        run=_provenance(json.loads(manifest.read_text())) if manifest.exists() else None, points=points, unit=shown, interval=interval,
         claims=claims, verdicts={name: n for name in VERDICTS if (n := sum(claim["verdict"] == name for claim in claims))},
         headline=next((claim for claim in claims if claim["id"] == HEADLINE and claim["seeds"]), None), parts=_parts(study, private),
         gallery=gallery, gallery_json=json.dumps(gallery).replace("<", "\\u003c"))

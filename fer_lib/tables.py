@@ -532,6 +532,9 @@ def _pixels(recipe) -> float:
 
 # -------------------------------------------------------------------------------------------------------------------- 06 saliency
 
+WHO = ["model", "train", "scheme"]  # a recipe of 06: what its runs share
+
+
 def _who(run: Run) -> dict:
     """The first columns of 06's tables: network, what it was trained on and how, seed."""
     return {"model": run.spec.model, "train": run.spec.variant, "scheme": "perturb" if run.spec.perturb else "baseline", "seed": run.spec.seed}
@@ -574,11 +577,11 @@ def fills(runs: Runs, data: Dataset) -> pd.DataFrame:
     the share of emotions for which brows+eyes, nose or mouth is the costliest in both; by p(label) and by separation, unmasked faces."""
     frame, rows = region_ablation(runs, data).query("faces == 'unmasked' and emotion != 'all' and fill != 'neutral'"), []
     for measure in ("p", "separation"):
-        for who, part in frame.groupby(["model", "train", "scheme", "seed"], sort=False):
+        for who, part in frame.groupby([*WHO, "seed"], sort=False):
             cells = part.pivot_table(index=["emotion", "region"], columns="fill", values=f"difference_{measure}", sort=False)
             single = cells[cells.index.isin(REGIONS, level="region")]
             top = cells[cells.index.isin(FEATURES, level="region")].groupby(level="emotion").idxmax()
-            rows += [{**dict(zip(("model", "train", "scheme", "seed"), who)), "measure": measure, "fill": one, "other_fill": other,
+            rows += [{**dict(zip((*WHO, "seed"), who)), "measure": measure, "fill": one, "other_fill": other,
                       "n": int(part.drop_duplicates("emotion")["n"].sum()), "cells": len(single),
                       "rank": single[one].corr(single[other], method="spearman"), "same_top": (top[one] == top[other]).mean()}
                      for one, other in combinations(cells, 2)]
@@ -674,9 +677,6 @@ def seeds_ablation(runs: Runs, data: Dataset) -> pd.DataFrame:
     return table.assign(source=data.faces.source)
 
 
-WHO = ["model", "train", "scheme"]
-
-
 def _over_runs(frame: pd.DataFrame, cell: list[str], value: str) -> pd.DataFrame:
     """One number a run and cell (columns of `_who`, `cell`, n and `value`) -> its mean over the runs of a recipe with `sd` and 95 % t interval, on at
     least n faces (a map that is empty for a face leaves it out), and the `change` from the network trained on unmasked faces without the scheme,
@@ -703,11 +703,11 @@ def seeds_saliency(runs: Runs, data: Dataset) -> pd.DataFrame:
     edge map, centre prior and random order; and the similarity that is left with all weights drawn anew. Intervals and changes as in
     06_seeds_ablation, nothing adjusted for their number."""
     frames = []
-    for frame, place in ((saliency_shares(runs, data).query("emotion == 'all'"), "region"),
-                         (curves(runs, data).rename(columns={"map": "method", "kind": "measure"}), "")):
+    for frame in (saliency_shares(runs, data).query("emotion == 'all'"),
+                  curves(runs, data).rename(columns={"map": "method", "kind": "measure"}).assign(region="")):
         for beyond in (name.removeprefix("minus_") for name in frame if name.startswith("minus_") and not name.endswith(("_low", "_high"))):
             some = frame[frame["method"] != beyond]  # none beyond itself
-            frames.append(some.assign(region=some[place] if place else "", beyond=beyond, value=some[f"minus_{beyond}"]))
+            frames.append(some.assign(beyond=beyond, value=some[f"minus_{beyond}"]))
     frames.append(randomised(runs, data).query("share == 1").assign(region="", measure="similarity, all weights drawn anew", beyond="")
                   .rename(columns={"similarity": "value"}))
     return _over_runs(pd.concat(frames), ["method", "region", "measure", "beyond"], "value").assign(source=data.faces.source)
@@ -810,7 +810,7 @@ def found_truth(runs: Runs, data: Dataset) -> pd.DataFrame:
     if data.synthetic is None:
         raise ValueError(f"The truth is known of synthetic faces only, not of {data.faces.source!r}: leave 06_truth out.")
     frame, found = region_ablation(runs, data).query("faces == 'unmasked'"), []
-    who = ["model", "train", "scheme", "seed", "fill"]
+    who = [*WHO, "seed", "fill"]
     for name, truth in (("rest", data.synthetic.truth), ("hidden", hidden_truth(data.synthetic))):
         for key, part in frame.groupby(who, sort=False):
             found += [agreement_with_truth(part, truth, f"difference_{measure}").assign(**dict(zip(who, key)), truth=name, measure=measure)

@@ -73,7 +73,8 @@ def opened(tmp_path_factory) -> Study:
     none, columns = None, ["id", "paper", "claim", "published", "value", "low", "high", "seeds", "n", "verdict"]
     made.table(pd.DataFrame([(1, "P", "a", 0.03, -0.0123, -0.02, -0.004, 3, 140, "not reproduced"),
                              (2, "P", "b", none, 0.2, 0.1, 0.3, 3, 140, "reproduced"), (3, "M", "c", 0.1, 0.1, none, none, 1, 140, "inconclusive"),
-                             (4, "A", "d", none, none, none, none, 0, 0, "not testable")], columns=columns).assign(where="Table 2", measure="recall", note=["told twice", none, none, "no run"]), "00_claims")
+                             (4, "A", "d", none, none, none, none, 0, 0, "not testable")], columns=columns)
+               .assign(where="Table 2", measure="recall", note=["told twice", none, none, "no run"]), "00_claims")
     made.table(pd.DataFrame({"model": ["b", "a", "c"], "share": [0.123456, 1e-7, -0.5], "n": [10, 9, 100], "source": "synthetic"}), "02_scores")
     made.table(pd.DataFrame({"emotion": ["all", *EMOTIONS] * 100, "value": rng.normal(size=800)}), "02_long")
     made.table(pd.DataFrame({"x": np.arange(20)}), "05_stray")
