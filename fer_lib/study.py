@@ -59,7 +59,7 @@ class Preset:
     explained: tuple[str, ...] = ()                           # networks of 06; () is all of them
     paired: dict = field(default_factory=lambda: {"depth": 18})  # what the ResNet of 07 and 08 departs by
     privileged: tuple[str, ...] = ("vgg16", "resnet")         # networks of 08
-    compared: tuple[str, ...] = ("vgg16", "resnet")           # networks that the two recipes are compared on
+    compared: dict[str, dict] = field(default_factory=lambda: {"vgg16": {}, "resnet": {}})  # networks the two recipes are compared on, changed so
     grid_seeds: dict[str, tuple[int, ...]] = field(default_factory=dict)  # grids with seeds of their own
     sizes: tuple[int, int, int] = (2100, 700, 700)            # synthetic faces a split, when no data is given
 
@@ -75,7 +75,7 @@ PRESETS = {
         sizes=(1050, 210, 210),
         arms=("C4 coordinates", "fill mean", "B1 unmasked", "B4 mixed", "contrastive", "distillation", "contrastive 10", "masked 0.25",
               "cross-entropy", "mean", "shuffled prior"),
-        occluded=("mouth",), explained=("vgg16",), paired={"depth": 10, "width": 0.125}, privileged=("vgg16",), compared=("vgg16",),
+        occluded=("mouth",), explained=("vgg16",), paired={"depth": 10, "width": 0.125}, privileged=("vgg16",), compared={"vgg16": {}},
         grid_seeds={grid: (0, 1) for grid in ("05_controls", "06_seeds")}),
     # Widths, depths and epochs so that a run takes 5 to 13 minutes on one core; fp32 because bf16 was measured slower on that machine.
     "reduced": Preset(
@@ -84,11 +84,11 @@ PRESETS = {
         {"vgg16": {"depth": 8}, "resnet": {"depth": 10, "width": 0.375, "epochs": 10}, "densenet": {"depth": 29, "width": 0.67, "epochs": 10},
          "dpn": {"depth": 26, "width": 0.125, "epochs": 8},
          "resmasking": {"depth": 10, "width": 0.125, "epochs": 5, "grow": (32, 32, 32, 48)}},  # its map must divide by 8
-        longer={"epochs": 16, "grow": (32, 40, 48, 48)}, sweep={"depth": 8, "width": 0.5, "epochs": 8}, compared=(),
-        paired={"depth": 18, "width": 0.25, "epochs": 10},
+        longer={"epochs": 16, "grow": (32, 40, 48, 48)}, sweep={"depth": 8, "width": 0.5, "epochs": 8},
+        paired={"depth": 18, "width": 0.25, "epochs": 10}, compared={"vgg16": {}, "resnet": {"width": 0.125}},
         grid_seeds={grid: (0, 1, 2) if grid in ("02_leak", "05_second", "07", "08") else (0, 1, 2, 3, 4) for grid in REPLICATED}),
     "full": Preset("FER2013 on one GPU: full width, several seeds", replace(RECIPES["fast"], epochs=34), seeds=(0, 1, 2), grid_seeds={"02_recipes": (0,)}),
-    "paper": Preset("the author's protocol, 200 epochs", RECIPES["paper"], stem="cifar", longer={"epochs": 400}, views="leave_one_out", compared=()),
+    "paper": Preset("the author's protocol, 200 epochs", RECIPES["paper"], stem="cifar", longer={"epochs": 400}, views="leave_one_out", compared={}),
 }
 
 
@@ -218,8 +218,8 @@ def leak(preset: Preset, data: Dataset, seed: int = 0) -> dict[str, RunSpec]:
 def recipes(preset: Preset, data: Dataset, seed: int = 0) -> dict[str, RunSpec]:
     """02: the recipe `fast` against `paper`, the author's, at six times the epochs: equal networks and faces."""
     found = {}
-    for model in preset.compared:
-        fast = _shared(preset, data, model, seed)
+    for model, settings in preset.compared.items():
+        fast = replace(_shared(preset, data, model, seed), **settings)
         paper = replace(RECIPES["paper"], epochs=6 * fast.recipe.epochs)
         found |= {f"{model} fast": fast, f"{model} paper": replace(fast, recipe=paper)}
     return found
