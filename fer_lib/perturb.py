@@ -100,6 +100,13 @@ def _thirds(attention, intensity, perturb, seed):
     return (torch.arange(48) * perturb.n_clusters // 48).to(torch.uint8)[:, None].expand(48, 48)[None].clone()
 
 
+def _centre(attention, intensity, perturb, seed):
+    """C3: a fixed block in the centre and K - 1 square frames around it, of areas as equal as whole pixels allow."""
+    reach = (torch.arange(48) - 23.5).abs()
+    sides = torch.tensor([round(24 * math.sqrt(k / perturb.n_clusters)) for k in range(1, perturb.n_clusters)])  # half of each square's
+    return torch.bucketize(torch.maximum(reach[:, None], reach), sides)[None].to(torch.uint8)
+
+
 def _coordinates(attention, intensity, perturb, seed):
     """C4: k-means on the coordinates alone (alpha = 0)."""
     return cluster_maps(torch.zeros(1, 48, 48), perturb.n_clusters, perturb.lambda_, 0.0, random_state=seed)
@@ -121,7 +128,7 @@ def _areas(parts, n_clusters):
 
 
 PARTITIONS = {"attention": _attention, "rolled": _rolled, "permuted": _permuted, "cuts": _cuts, "rectangles": _rectangles,
-              "thirds": _thirds, "coordinates": _coordinates}
+              "thirds": _thirds, "centre": _centre, "coordinates": _coordinates}
 SOURCES = (*PARTITIONS, "landmarks")  # the last is `landmark_parts`, which looks at no map
 PER_IMAGE = ("attention", "rolled", "permuted", "landmarks")  # sources that give each face a partition of its own; the others draw one for all
 

@@ -193,7 +193,7 @@ def ablations(preset: Preset, data: Dataset, seed: int = 0) -> dict[str, RunSpec
         "signal intensity (C6)": replace(middle, signal="intensity"), "signal both": replace(middle, signal="both"),
         "alpha 0.6": replace(middle, alpha=0.6), "alpha 3": replace(middle, alpha=3.0),
         "fill mean": replace(middle, fill="mean"), "fill noise": replace(middle, fill="noise"), "keep one": replace(middle, views="keep_one"),
-        "C3 thirds": replace(middle, source="thirds"), "C5 permuted": replace(middle, source="permuted"),
+        "C3 centre": replace(middle, source="centre"), "C3 thirds": replace(middle, source="thirds"), "C5 permuted": replace(middle, source="permuted"),
         "C7 landmarks": replace(middle, source="landmarks", clusters_per="image")}
     found = {name: replace(base, perturb=arm) for name, arm in arms.items()}
     found |= {"gate in blocks": replace(base, gate=gate["blocks"]), "untrained gate (C6)": replace(base, gate=blank)}

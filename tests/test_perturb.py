@@ -181,6 +181,16 @@ def test_thirds_are_bands_of_equal_height(k):
     assert max(areas(parts, k)) - min(areas(parts, k)) <= 48
 
 
+@pytest.mark.parametrize("k", [1, 2, 3, 5])
+def test_centre_is_a_block_and_frames_of_equal_area_around_it(k):
+    parts = partition("centre", n_clusters=k)[0]
+    assert torch.equal(parts, parts.rot90()) and (parts[23, 24:].diff() >= 0).all()
+    block = (parts == 0).nonzero()
+    assert len(block) == (block.amax() - block.amin() + 1) ** 2  # a full square
+    sides = np.sqrt(np.cumsum(areas(parts, k)))
+    assert np.abs(sides - 48 * np.sqrt(np.arange(1, k + 1) / k)).max() <= 1  # pixels: a square's sides move two at a time
+
+
 @pytest.mark.parametrize("signal", ["intensity", "both"])
 def test_rolling_moves_whatever_is_clustered(signal):
     arm = partition("attention", 1, signal=signal, lambda_=0.3)
