@@ -248,16 +248,17 @@ WEIGHTS = {"contrastive": 0.1, "distillation": 100.0,  # best mean of both kinds
 
 
 def paradigms(preset: Preset, data: Dataset, seed: int = 0) -> dict[str, RunSpec]:
-    """07: the ways of the masked-student paper to train one network for faces with and without a mask, and two more: equal images seen by each,
-    but for those that B1 saw before where it is the start or the teacher. B4 from B1 is the control of these."""
+    """07: the ways of the masked-student paper to train one network for faces with and without a mask, and more: equal images seen by each, but for
+    those that B1 saw before where it is the start or the teacher. B4 from B1 is the control of these, B4 pairs that of the contrasts."""
     b1 = paired(preset, data, seed)
     b2, mixed, pairs = (replace(b1, variant=variant) for variant in ("masked", "mixed", "pairs"))
     term = {name: Term(weight) for name, weight in WEIGHTS.items()}
+    distilled = replace(mixed, objective="distillation", teacher=b1, term=term["distillation"])
     return _chosen(preset, {
         "B1 unmasked": b1, "B2 masked": b2, "B3 masked, from B1": replace(b2, start=b1), "B4 mixed": mixed,
-        "B4 mixed, from B1": replace(mixed, start=b1),
+        "B4 mixed, from B1": replace(mixed, start=b1), "B4 pairs": pairs,
         "contrastive": replace(pairs, objective="contrastive", term=term["contrastive"]),
-        "distillation": replace(mixed, objective="distillation", teacher=b1, term=term["distillation"]),
+        "distillation": distilled, "distillation, from B1": replace(distilled, start=b1),
         "logit distillation": replace(mixed, objective="logit_distillation", teacher=b1, term=term["logit distillation"]),
         "supervised contrastive": replace(pairs, objective="supervised_contrastive", term=term["supervised contrastive"])})
 
@@ -275,12 +276,14 @@ def paradigm_sweeps(preset: Preset, data: Dataset, seed: int = 0) -> dict[str, R
 
 
 def privileged(preset: Preset, data: Dataset, seed: int = 0) -> dict[str, RunSpec]:
-    """08: attributions of all channels, of their mean and of half of them held to the landmarks, beside plain cross-entropy."""
+    """08: attributions of all channels, of their mean and of half of them held to the landmarks, beside plain cross-entropy, and on the first network
+    a control whose prior is another face's."""
     found = {}
     for model in preset.privileged:
         base = _shared(preset, data, model, seed)
-        held = {channels: replace(base, objective="privileged", term=replace(HELD, channels=channels)) for channels in CHANNELS}
-        arms = {"cross-entropy": base, **held}
+        terms = {channels: replace(HELD, channels=channels) for channels in CHANNELS}
+        terms |= {"shuffled prior": replace(HELD, prior="shuffled")} if model == preset.privileged[0] else {}
+        arms = {"cross-entropy": base, **{name: replace(base, objective="privileged", term=term) for name, term in terms.items()}}
         found |= {f"{model} {name}": arm for name, arm in _chosen(preset, arms).items()}
     return found
 
