@@ -181,13 +181,13 @@ def _training(device: str, faces: int | None = None) -> list[tuple]:
 
 # ---- what the second derivative of privileged attribution costs ----
 
-def privileged_step(model, recipe: Recipe = RECIPES["fast"], batch: int = 64, repeats: int = 10, device: str = "cpu") -> float:
+def privileged_step(model, recipe: Recipe = RECIPES["fast"], term: Term = Term(), batch: int = 64, repeats: int = 10, device: str = "cpu") -> float:
     """Time of a training step with the privileged attribution loss (its gradient is a second derivative) over one with cross-entropy,
     on faces of full size: forward and backward, the two in turn, the median of each."""
     model = model.to(device, memory_format=torch.channels_last).train()
     x = torch.randn(batch, 1, SIZE, SIZE, device=device, generator=torch.Generator(device).manual_seed(0)).to(memory_format=torch.channels_last)
     shown = Batch(x, torch.arange(batch, device=device) % len(EMOTIONS), torch.ones(len(EMOTIONS), device=device), prior=torch.rand_like(x),
-                  term=Term(), stages=attributed_stages(model, recipe, Term()))
+                  term=term, stages=attributed_stages(model, recipe, term))
     times: dict[str, list[float]] = {"cross_entropy": [], "privileged": []}
     for _ in range(repeats + 1):
         for objective, found in times.items():
@@ -202,8 +202,9 @@ def privileged_step(model, recipe: Recipe = RECIPES["fast"], batch: int = 64, re
 
 
 def _privileged(device: str) -> list[tuple]:
-    return [(f"{name}, step with privileged attribution", np.nan, "", "step with cross-entropy", privileged_step(build_model(name, *network), device=device),
-             "time over time") for name, network in NETWORKS.get(device, FULL).items()]
+    return [(f"{name}, step with privileged attribution after stage {k}", np.nan, "", "step with cross-entropy",
+             privileged_step(build_model(name, *network), term=Term(stages=k), device=device), "time over time")
+            for name, network in NETWORKS.get(device, FULL).items() for k in (2, 3)]  # 3 on faces of 48 pixels, 2 where they grow from 32
 
 
 # ---- several runs at once ----

@@ -41,9 +41,13 @@ def _changes(grid: Runs, a: str, b: str, value: Callable[[Run], float]) -> list[
     return [value(other) - value(one) for one in grid.get(a, []) for other in grid.get(b, []) if one.spec.seed == other.spec.seed]
 
 
-def _between(id_: int, grid: str, a: str, b: str, test: str = "unmasked", measure: str = "macro_accuracy") -> None:
-    """A claim on a score of arm b against arm a."""
-    CLAIMS[id_] = lambda runs, data: (_changes(runs[grid], a, b, lambda run: _score(run, data, test, measure)), len(data.labels("test")))
+def _change(grid: str, a: str, b: str, test: str = "unmasked", measure: str = "macro_accuracy") -> Test:
+    return lambda runs, data: (_changes(runs[grid], a, b, lambda run: _score(run, data, test, measure)), len(data.labels("test")))
+
+
+def _between(id_: int, *change: str, **values: str) -> None:
+    """A claim on a score: `_change`'s grid, arm a, arm b."""
+    CLAIMS[id_] = _change(*change, **values)
 
 
 def _emotion(id_: int, grid: str, a: str, b: str, emotion: str) -> None:
@@ -154,17 +158,20 @@ def _in_low_light(runs: dict[str, Runs], data: Dataset) -> Values:
     return _measured_changes(runs["06_seeds"], "robustness", "vgg16 unmasked", "vgg16 perturb", cell, "accuracy")
 
 
-def _on_landmarks(runs: dict[str, Runs], data: Dataset) -> Values:
+def _on_landmarks(runs: dict[str, Runs], data: Dataset, model: str = "resnet", arm: str = "mean") -> Values:
     """Cosine of attribution and landmark prior, the attribution that the loss trains: held by the mean of channels minus cross-entropy."""
     def cell(run):
         keys = ("prior", "method", "emotion")
         return unpack("cosine", run.measured("alignment"), keys).set_index(list(keys)).loc[("own", ALIGNED[0], "all")]
 
-    return _measured_changes(runs["08"], "alignment", "resnet cross-entropy", "resnet mean", cell, "value")
+    return _measured_changes(runs["08"], "alignment", f"{model} cross-entropy", f"{model} {arm}", cell, "value")
 
 
 CLAIMS |= {13: _holds_features, 22: _ensemble_gain, 28: _in_low_light, 37: _on_landmarks}
 BESIDE[13] = "clusters of the attention rolled to another place (C5)", False, partial(_holds_features, arm="C5 rolled")
+BESIDE[30] = "against pairs without the term", False, _change("07", "B4 pairs", "contrastive", test="masked")
+BESIDE[32] = "against training on both from the same first network", False, _change("07", "B4 mixed, from B1", "distillation", test="masked")
+BESIDE[37] = "the VGG trained with another face's landmarks", False, partial(_on_landmarks, model="vgg16", arm="shuffled prior")
 
 
 @table("00_claims", "*")

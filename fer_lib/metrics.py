@@ -160,7 +160,8 @@ def two_level(right_a: np.ndarray, right_b: np.ndarray, labels: np.ndarray, meas
               n_resamples: int = 2000, seed: int = 0) -> dict:
     """Change from arm a to arm b with a bootstrap interval over seeds and faces, both arms on the same draws.
 
-    right_a, right_b   bool [S, n], one row a seed (the same seeds in the same order): is the prediction right?   labels   [n]
+    right_a, right_b   bool [S, n], one row a seed (the same seeds in the same order): is the prediction right? Or float, a value a face that takes
+                       few values: the share right of two pictures of it.   labels   [n]
     measure            accuracy, macro_accuracy, or recall (change, low and high are then arrays [7], NaN for an emotion without faces)
     Returns change, low, high, n_seeds, n. A score's own interval is its change from an arm that is never right.
 
@@ -178,9 +179,10 @@ def two_level(right_a: np.ndarray, right_b: np.ndarray, labels: np.ndarray, meas
     if measure not in known:
         raise ValueError(f"Unknown measure {measure!r}: use one of {', '.join(known)}.")
     (n_seeds, n), rng = right_a.shape, np.random.default_rng(seed)
-    cells, counts = np.unique(np.vstack([labels, right_a, right_b]).astype(np.uint8), axis=1, return_counts=True)  # (1 + 2S, K), (K,)
+    stack = np.vstack([labels, right_a, right_b]).astype(np.uint8 if right_a.dtype == bool else np.float32)
+    cells, counts = np.unique(stack, axis=1, return_counts=True)  # (1 + 2S, K), (K,)
     weights = np.vstack([counts, rng.multinomial(n, counts / n, n_resamples)]).astype(float)  # (1 + R, K), the data first
-    own, (_, a, b) = np.eye(len(EMOTIONS))[cells[0]], np.split(cells.astype(float), (1, 1 + n_seeds))
+    own, (_, a, b) = np.eye(len(EMOTIONS))[cells[0].astype(int)], np.split(cells.astype(float), (1, 1 + n_seeds))
     support = (weights @ own)[:, None]  # (1 + R, 1, 7)
     gain = np.stack([weights @ ((b - a)[s][:, None] * own) for s in range(n_seeds)], 1)  # (1 + R, S, 7)
     recall = gain / np.maximum(support, 1)

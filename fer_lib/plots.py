@@ -526,11 +526,11 @@ def scheme_gains(frame: pd.DataFrame) -> Figure:
     return figure
 
 
-def _gains(axis, part: pd.DataFrame, y, colour: str, label: str | None = None) -> None:
+def _gains(axis, part: pd.DataFrame, y, colour: str, label: str | None = None, hollow: bool = False) -> None:
     """Paired changes at heights y: the seed-paired 95 % t interval thick, the two-level bootstrap over seeds and faces thin."""
     axis.hlines(y, part["two_level_low"], part["two_level_high"], color=colour, lw=1.2)
     axis.hlines(y, part["low"], part["high"], color=colour, lw=4, alpha=0.45)
-    axis.plot(part["change"], y, "o", color=colour, markersize=6, label=label)
+    axis.plot(part["change"], y, "o", color=colour, mfc="white" if hollow else None, markersize=6, label=label)
 
 
 def _gain_axis(axis) -> None:
@@ -914,22 +914,27 @@ def paradigm_scores(frame: pd.DataFrame) -> Figure:
 
 
 def paradigm_gains(frame: pd.DataFrame, measure: str = "macro_accuracy") -> Figure:
-    """What each row gains over plain training on mixed faces: the seed-paired 95 % t interval thick, the two-level bootstrap over seeds and faces
-    thin. `frame` is 07_against_mixed."""
-    frame = frame[(frame["measure"] == measure) & (frame["against"] == "B4 mixed")]
-    rows = list(dict.fromkeys(frame["row"]))
-    figure, axes = plt.subplots(1, 3, figsize=(12, 0.42 * len(rows) + 1.5), sharex=True, sharey=True)
+    """What each row gains over plain training on mixed faces (filled) and over the same started from B1 (hollow), all test faces: the seed-paired
+    95 % t interval thick, the two-level bootstrap over seeds and faces thin. `frame` is 07_against_mixed."""
+    frame = frame[(frame["measure"] == measure) & (frame["faces"] == "all")]
+    against = list(dict.fromkeys(frame["against"]))
+    rows = list(dict.fromkeys(frame[frame["against"] == against[0]]["row"]))
+    figure, axes = plt.subplots(1, 3, figsize=(12, 0.5 * len(rows) + 1.7), sharex=True, sharey=True)
     for axis, (test, colour) in zip(axes, FACE_COLOURS.items()):
-        part = frame[frame["test"] == test].set_index("row").loc[rows]
-        _gains(axis, part, range(len(rows)), colour)
+        for i, one in enumerate(against):
+            part = frame[(frame["test"] == test) & (frame["against"] == one) & frame["row"].isin(rows)].set_index("row")
+            _gains(axis, part, [rows.index(row) + 0.3 * i - 0.15 * (len(against) - 1) for row in part.index], colour, hollow=i > 0)
         _gain_axis(axis)
         axis.set_title({"mean": "mean of both"}.get(test, f"{test} faces"))
         axis.set_xlabel(f"points of {measure.replace('_', ' ')}")
         axis.set_yticks(range(len(rows)), rows)
     axes[0].set_ylim(len(rows) - 0.5, -0.5)
-    sure = frame[(frame["test"] == "mean") & (frame["low"] > 0)]["row"]
-    return _headline(figure, f"Gain over B4, {_seeds(frame)}: over both kinds of face "
-                             f"{'; '.join(sure) if len(sure) else 'no row'} beyond the seeds' interval")
+    for i, one in enumerate(against):
+        axes[-1].plot([], [], "o", color="#333333", mfc="white" if i else None, label=f"over {one}")
+    axes[-1].legend(loc="upper left", bbox_to_anchor=(1, 1))
+    sure = [frame[(frame["test"] == "mean") & (frame["low"] > 0) & (frame["against"] == one) & frame["row"].isin(rows)]["row"] for one in against]
+    return _headline(figure, f"Rows beyond chance over both kinds of face ({_seeds(frame)}): "
+                             + "; ".join(f"{len(some)} of {len(rows)} over {one}" for one, some in zip(against, sure)))
 
 
 def feature_pictures(places: dict[str, np.ndarray], labels: np.ndarray) -> Figure:
@@ -992,21 +997,23 @@ def paradigm_sweeps(frame: pd.DataFrame) -> Figure:
 
 # ------------------------------------------------------------------------------------------------------- 08 privileged attribution
 
-ARM_COLOURS = {"cross-entropy": "#777777", "all": "#E69F00", "mean": "#0072B2", "half": "#009E73"}
+ARM_COLOURS = {"cross-entropy": "#777777", "all": "#E69F00", "mean": "#0072B2", "half": "#009E73", "shuffled prior": "#CC79A7"}
+ARM_NAMES = {"all": "all channels", "mean": "mean of channels", "half": "half channels"}
+ATTRIBUTION_COLOURS = {"feature x gradient": "#332288", "grad_cam": "#117733", "saliency": "#AA4499"}  # unlike those of faces and of arms
 
 
 def privileged_gains(frame: pd.DataFrame, measure: str = "macro_accuracy") -> Figure:
     """What each way of holding the attributions gains over cross-entropy, a panel a network: the seed-paired 95 % t interval thick, the two-level
-    bootstrap over seeds and faces thin. `frame` is 08_gains."""
-    frame = frame[frame["measure"] == measure]
+    bootstrap over seeds and faces thin. `frame` is 08_gains, all test faces of it."""
+    frame = frame[(frame["measure"] == measure) & (frame["faces"] == "all")]
     models, arms_ = list(dict.fromkeys(frame["model"])), list(dict.fromkeys(frame["arm"]))
     figure, axes = plt.subplots(1, len(models), figsize=(5 * len(models) + 1, 0.5 * len(arms_) + 1.7), sharex=True, sharey=True, squeeze=False)
     for axis, model in zip(axes[0], models):
-        part = frame[frame["model"] == model].set_index("arm").loc[arms_]
-        for i, arm in enumerate(arms_):
+        part = frame[frame["model"] == model].set_index("arm")
+        for i, arm in ((i, arm) for i, arm in enumerate(arms_) if arm in part.index):
             _gains(axis, part.loc[[arm]], [i], ARM_COLOURS[arm])
         _gain_axis(axis)
-        axis.set_yticks(range(len(arms_)), [f"{arm} channels" if arm in ("all", "half") else f"{arm} of channels" for arm in arms_])
+        axis.set_yticks(range(len(arms_)), [ARM_NAMES.get(arm, arm) for arm in arms_])
         axis.set_title(f"{MODEL_NAMES[model]}, {_seeds(part)}")
         axis.set_xlabel(f"points of {measure.replace('_', ' ')}")
     axes[0, 0].set_ylim(len(arms_) - 0.5, -0.5)
@@ -1014,8 +1021,8 @@ def privileged_gains(frame: pd.DataFrame, measure: str = "macro_accuracy") -> Fi
 
 
 def alignments(frame: pd.DataFrame, measure: str = "correlation") -> Figure:
-    """How far attributions lie on the landmarks, a panel a network, by attribution and way of training; hollow: on those of another face of the
-    emotion. `frame` is 08_alignment."""
+    """How far attributions lie on a face's own landmarks, a panel a network, by attribution and way of training; hollow: on those of another face of
+    the emotion. `frame` is 08_alignment."""
     frame = frame[(frame["measure"] == measure) & (frame["emotion"] == "all") & (frame["method"] != "uniform")]
     models, methods = list(dict.fromkeys(frame["model"])), list(dict.fromkeys(frame["method"]))
     names = [arm for arm in ARM_COLOURS if arm in set(frame["arm"])]
@@ -1023,18 +1030,31 @@ def alignments(frame: pd.DataFrame, measure: str = "correlation") -> Figure:
     for axis, model in zip(axes[0], models):
         for (i, method), (j, arm) in ((a, b) for a in enumerate(methods) for b in enumerate(names)):
             part = frame[(frame["model"] == model) & (frame["method"] == method) & (frame["arm"] == arm)]
+            if part.empty:
+                continue
             y = i + 0.16 * (j - (len(names) - 1) / 2)
             axis.plot(part[part["prior"] == "another"]["value"].mean(), y, "o", mfc="white", color=ARM_COLOURS[arm], markersize=6)
-            _over_seeds(axis, part[part["prior"] == "own"], "value", ("low", "high"), y, ARM_COLOURS[arm], label=arm if i == 0 else None)
+            _over_seeds(axis, part[part["prior"] == "own"], "value", ("low", "high"), y, ARM_COLOURS[arm])
         axis.axvline(0, color="#333333", lw=0.8)
         axis.set_yticks(range(len(methods)), [METHOD_NAMES.get(method, method) for method in methods])
         axis.set_title(MODEL_NAMES[model])
         axis.set_xlabel(f"{measure} of attribution and landmarks")
     axes[0, 0].set_ylim(len(methods) - 0.5, -0.5)
-    axes[0, -1].plot([], [], "o", mfc="white", color="#777777", label="another's\nlandmarks")
-    axes[0, -1].legend(loc="upper left", bbox_to_anchor=(1, 1), title="trained with")
+    arms = [plt.Line2D([], [], marker="o", ls="", color=ARM_COLOURS[arm], label=ARM_NAMES.get(arm, arm)) for arm in names]
+    seen = [plt.Line2D([], [], marker="o", ls="", color="#777777", mfc=fill, label=label) for fill, label in ((None, "its own"), ("white", "of another face"))]
+    _legends(axes[0, -1], ("trained with", arms), ("measured on landmarks", seen))
     trained = frame[(frame["method"] == methods[0]) & (frame["prior"] == "own")].groupby("arm")["value"].mean()
-    return _headline(figure, f"Feature x gradient, which is trained, goes from {trained['cross-entropy']:.2f} to {trained.drop('cross-entropy').max():.2f}")
+    held = trained.drop(["cross-entropy", "shuffled prior"], errors="ignore").max()
+    other = f", by another face's landmarks to {trained['shuffled prior']:.2f}" if "shuffled prior" in trained else ""
+    return _headline(figure, f"Feature x gradient, which is trained, goes from {trained['cross-entropy']:.2f} to {held:.2f}{other}")
+
+
+def _legends(axis, *parts: tuple[str, list]) -> None:
+    """One legend right of an axis, in parts: (title, handles)."""
+    handles = [handle for title, some in parts for handle in (plt.Line2D([], [], ls="", label=title), *some)]
+    legend = axis.legend(handles=handles, loc="upper left", bbox_to_anchor=(1, 1))
+    for text in legend.get_texts():
+        text.set_weight("bold" if text.get_text() in dict(parts) else "normal")
 
 
 def privileged_ablations(scores: pd.DataFrame, aligned: pd.DataFrame) -> Figure:
@@ -1049,17 +1069,16 @@ def privileged_ablations(scores: pd.DataFrame, aligned: pd.DataFrame) -> Figure:
         value, low, high = (means[test][f"macro_accuracy{end}"] for end in ("", "_low", "_high"))
         axes[0].errorbar(value, range(len(names)), fmt=marker, color=FACE_COLOURS[test], capsize=2, xerr=[value - low, high - value], label=f"{test} faces")
         axes[0].axvspan(low["cross-entropy"], high["cross-entropy"], color=FACE_COLOURS[test], alpha=0.12, lw=0)
-    for method, marker in zip(dict.fromkeys(found["method"]), "osD"):
+    for method, marker in zip(dict.fromkeys(found["method"]), "^Dv"):
         one = found[found["method"] == method].groupby("arm")[["value", "low", "high"]].mean().reindex(names)
         axes[1].errorbar(one["value"], range(len(names)), fmt=marker, label=METHOD_NAMES.get(method, method), markersize=5, capsize=2,
-                         xerr=[one["value"] - one["low"], one["high"] - one["value"]])
+                         color=ATTRIBUTION_COLOURS[method], xerr=[one["value"] - one["low"], one["high"] - one["value"]])
     axes[0].set_yticks(range(len(names)), names)
     axes[0].set_ylim(len(names) - 0.5, -0.5)
     axes[0].set_xlabel("macro accuracy, validation")
     axes[1].set_xlabel("correlation of attribution and landmarks")
     percent(axes[0].xaxis)
-    handles, labels = (a + b for a, b in zip(axes[0].get_legend_handles_labels(), axes[1].get_legend_handles_labels()))
-    axes[1].legend(handles, labels, loc="upper left", bbox_to_anchor=(1, 1))
+    _legends(axes[1], *((title, axis.get_legend_handles_labels()[0]) for title, axis in zip(("left", "right: attribution"), axes)))
     whole = means["unmasked"]["macro_accuracy"]
     beside = "" if whole.idxmax() == "cross-entropy" else f"; cross-entropy {whole['cross-entropy']:.1%}"
     return _headline(figure, f"Highest on unmasked validation faces: {whole.idxmax()} ({whole.max():.1%}{beside})")

@@ -72,7 +72,10 @@ def published(file: str) -> pd.DataFrame:
     return pd.read_csv(REFERENCE / file, comment="#")
 
 
-def _gain(a: list[Run], b: list[Run], name_a: str, name_b: str, data: Dataset, measure: str = "macro_accuracy",
+Predictions = str | dict[str, float]  # the name of stored logits; or of several, each with its weight
+
+
+def _gain(a: list[Run], b: list[Run], name_a: Predictions, name_b: Predictions, data: Dataset, measure: str = "macro_accuracy",
           rows: np.ndarray | None = None) -> dict:
     """From arm a to arm b, runs of the same seeds: `change` with its seed-paired t interval (`low`, `high`; none with one seed) and the
     two-level bootstrap interval over seeds and faces (over the faces alone with one seed); name_* are logits, `rows` bool [n] the test
@@ -80,7 +83,7 @@ def _gain(a: list[Run], b: list[Run], name_a: str, name_b: str, data: Dataset, m
     rows = np.ones(len(data.labels("test")), bool) if rows is None else rows
     labels = data.labels("test")[rows]
     pairs = [(one, other) for one in a for other in b if one.spec.seed == other.spec.seed]
-    right = [np.stack([pair[i].logits(name)[rows].argmax(1) == labels for pair in pairs]) for i, name in enumerate((name_a, name_b))]  # bool [S, n]
+    right = [np.stack([_right(pair[i], name, rows, labels) for pair in pairs]) for i, name in enumerate((name_a, name_b))]  # [S, n]
     both = two_level(*right, labels, measure)
     found = {"change": both["change"], "two_level_low": both["low"], "two_level_high": both["high"], "seeds": both["n_seeds"], "n": both["n"]}
     if measure == "recall":
@@ -90,8 +93,15 @@ def _gain(a: list[Run], b: list[Run], name_a: str, name_b: str, data: Dataset, m
     return {"from": np.mean(values[0]), "to": np.mean(values[1]), **found, **{name: over[name] for name in ("sd", "low", "high")}}
 
 
+def _right(run: Run, name: Predictions, rows: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """Which of the faces a run gets right, bool [n]; of several predictions their weighted sum, float [n]."""
+    if isinstance(name, str):
+        return run.logits(name)[rows].argmax(1) == labels
+    return sum(weight * _right(run, one, rows, labels) for one, weight in name.items())
+
+
 def _from_right(right: np.ndarray, labels: np.ndarray) -> dict[str, float]:
-    """Accuracy and macro accuracy of one run, from bool [n]."""
+    """Accuracy and macro accuracy of one run, from what `_right` gives [n]."""
     return {"accuracy": right.mean(), "macro_accuracy": np.mean([right[labels == c].mean() for c in np.unique(labels)])}
 
 
@@ -837,28 +847,28 @@ def paradigms(runs: Runs, data: Dataset) -> pd.DataFrame:
     for name, several in runs.items():
         for run in several:
             found, who = _paradigm_scores(run, data), {"row": name, "model": run.spec.model, "seed": run.spec.seed}
-            rows += [{**who, "test": test, **row} for test in VARIANTS for row in scores(run.logits(f"test_{test}"), data, views=("all", "clean"))]
+            rows += [{**who, "test": test, **row} for test in VARIANTS for row in scores(run.logits(f"test_{test}"), data, views=("all", "clean", "author"))]
             rows += [{**who, "test": test, "faces": "all", "n": len(data.labels("test")), **found[test]} for test in ("mean", "gap")]
     return _tidy(pd.DataFrame(rows), data)
+
+
+KINDS = {"unmasked": "test_unmasked", "masked": "test_masked", "mean": {"test_unmasked": 0.5, "test_masked": 0.5},
+         "gap": {"test_unmasked": 1.0, "test_masked": -1.0}}
 
 
 @table("07_against_mixed", "07")
 def against_mixed(runs: Runs, data: Dataset) -> pd.DataFrame:
     """What each row gains over B4, plain training on mixed faces, and over B4 started from B1: `change` with the seed-paired 95 % t interval (`low`,
-    `high`), and for unmasked and masked faces the two-level bootstrap interval over seeds and faces."""
-    rows, found = [], {name: {run.spec.seed: (run, _paradigm_scores(run, data)) for run in several} for name, several in runs.items()}
-    for against, name in ((a, b) for a in ("B4 mixed", "B4 mixed, from B1") if a in runs for b in runs):
-        pairs = [(found[against][seed], one) for seed, one in found[name].items() if seed in found[against]]
-        arms, ends = ([[one[i] for one in arm] for arm in zip(*pairs)] for i in range(2))
-        for test in (*VARIANTS, "mean", "gap") if name != against and pairs else ():
-            for measure in ("accuracy", "macro_accuracy"):
-                change = paired(*([one[test][measure] for one in arm] for arm in ends))
-                row = {"against": against, "row": name, "test": test, "measure": measure, "seeds": change["n"], "n": len(data.labels("test")),
-                       **{key: change[key] for key in ("change", "sd", "low", "high")}}
-                if test in VARIANTS:
-                    both = _gain(*arms, f"test_{test}", f"test_{test}", data, measure)
-                    row |= {key: both[key] for key in ("from", "to", "two_level_low", "two_level_high")}
-                rows.append(row)
+    `high`) and the two-level bootstrap interval over seeds and faces. `faces`: all and clean test faces; of the mean also the author's, and all but
+    disgust, which has few faces and a seventh of the weight."""
+    views = {**data.subsets("test"), "without disgust": data.labels("test") != EMOTIONS.index("disgust")}
+    cells = [(faces, test) for faces in views for test in {"all": KINDS, "clean": ("unmasked", "masked", "mean"), "agree": ()}.get(faces, ("mean",))]
+    rows = []
+    for against, name in ((a, b) for a in ("B4 mixed", "B4 mixed, from B1") if a in runs for b in runs if a != b):
+        for (faces, test), measure in product(cells, ("accuracy", "macro_accuracy")):
+            if {run.spec.seed for run in runs[against]} & {run.spec.seed for run in runs[name]}:
+                rows.append({"against": against, "row": name, "faces": faces, "test": test, "measure": measure,
+                             **_gain(runs[against], runs[name], KINDS[test], KINDS[test], data, measure, views[faces])})
     return _tidy(pd.DataFrame(rows), data)
 
 
@@ -920,9 +930,9 @@ def privileged_gains(runs: Runs, data: Dataset) -> pd.DataFrame:
     for name in runs:
         model, arm = name.split(" ", 1)
         if arm != "cross-entropy":
-            rows += [{"model": model, "arm": arm, "measure": measure,
-                      **_gain(runs[f"{model} cross-entropy"], runs[name], "test_unmasked", "test_unmasked", data, measure)}
-                     for measure in ("accuracy", "macro_accuracy")]
+            rows += [{"model": model, "arm": arm, "faces": faces, "measure": measure,
+                      **_gain(runs[f"{model} cross-entropy"], runs[name], "test_unmasked", "test_unmasked", data, measure, some)}
+                     for faces, some in data.subsets("test").items() if faces in ("all", "clean") for measure in ("accuracy", "macro_accuracy")]
     return _tidy(pd.DataFrame(rows), data)
 
 

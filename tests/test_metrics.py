@@ -209,6 +209,16 @@ def test_two_level_change_is_the_mean_over_seeds(made):
     assert (found["n_seeds"], found["n"]) == (3, 400)
 
 
+def test_two_level_takes_the_share_right_of_two_pictures_of_a_face(made):
+    rng, labels = np.random.default_rng(0), made[1]
+    whole, masked = (rng.random((2, 3, 400)) < [[[0.6]], [[0.7]]] for _ in range(2))
+    once, twice = (two_level(*arms, labels) for arms in (whole, 0.5 * whole + 0.5 * whole))
+    assert once == pytest.approx(twice)
+    both = two_level(*(0.5 * whole + 0.5 * masked), labels)
+    assert both["change"] == pytest.approx((once["change"] + two_level(*masked, labels)["change"]) / 2)
+    assert both["high"] - both["low"] < once["high"] - once["low"]  # twice the pictures
+
+
 def test_two_level_with_one_seed_is_the_bootstrap_over_faces(made):
     logits, labels = made
     right = logits.argmax(1) == labels

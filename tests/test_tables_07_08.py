@@ -74,16 +74,23 @@ def test_mean_and_gap_are_those_of_the_two_kinds_of_face(data, paradigms):
 
 
 def test_gains_over_mixed_training_are_paired_by_seed(data, paradigms):
-    table = build("07_against_mixed", paradigms, data).set_index(["row", "test", "measure"])
+    every = build("07_against_mixed", paradigms, data)
+    table = every.query("faces == 'all'").set_index(["row", "test", "measure"])
     row = table.loc[("contrastive", "masked", "macro_accuracy")]
     assert row["change"] == pytest.approx(0.4 / 3) and row["sd"] == pytest.approx(np.std([0.1, 0.1, 0.2], ddof=1)) and row["seeds"] == 3
     assert row["two_level_low"] < row["change"] < row["two_level_high"] and table.loc[("contrastive", "unmasked", "accuracy"), "change"] == 0
     assert table.loc[("B1 unmasked", "gap", "accuracy"), "change"] == pytest.approx(0.3) and "B4 mixed" not in table.index.get_level_values(0)
     assert table.loc[("B1 unmasked", "mean", "accuracy"), "change"] == pytest.approx(-0.05)
-    both = build("07_against_mixed", paradigms | {"B4 mixed, from B1": paradigms["contrastive"]}, data).set_index(["against", "row", "test", "measure"]).sort_index()
+    mean = every.query("row == 'contrastive' and test == 'mean' and measure == 'accuracy'").set_index("faces")
+    assert mean.loc["all", ["from", "to", "change"]].tolist() == pytest.approx([0.65, 0.65 + 0.2 / 3, 0.2 / 3])
+    assert mean.loc["all", "two_level_low"] < 0.2 / 3 < mean.loc["all", "two_level_high"] and mean.loc["without disgust", "n"] == 60
+    assert set(mean.index) == {"all", "clean", "without disgust"} and set(every.query("test == 'gap'")["faces"]) == {"all"}
+    both = build("07_against_mixed", paradigms | {"B4 mixed, from B1": paradigms["contrastive"]}, data).query("faces == 'all'")
+    both = both.set_index(["against", "row", "test", "measure"]).sort_index()
     assert both.loc[("B4 mixed, from B1", "B4 mixed", "masked", "accuracy"), "change"] == pytest.approx(-0.4 / 3)
     assert (both.loc[("B4 mixed, from B1", "contrastive"), "change"] == 0).all() and ("B4 mixed", "B4 mixed, from B1", "gap", "accuracy") in both.index
-    assert "no row" in plots.paradigm_gains(build("07_against_mixed", paradigms, data)).get_suptitle()
+    figure = plots.paradigm_gains(build("07_against_mixed", paradigms, data))
+    assert figure.get_suptitle() == "Rows beyond chance over both kinds of face (3 seeds): 0 of 2 over B4 mixed"
 
 
 def test_features_and_skin_come_from_what_was_measured(data, paradigms):
@@ -110,13 +117,14 @@ def test_sweeps_are_read_from_the_names_and_chosen_on_validation(data, labels):
 def held(labels) -> dict:
     """The mean of channels gains 0.1 in two seeds and nothing in the third; its attribution comes to lie on the landmarks."""
     return {"vgg16 cross-entropy": [run(labels, seed, 0.6, 0.3, aligned_measures(0.5)) for seed in range(3)],
-            "vgg16 mean": [run(labels, seed, 0.7 - 0.1 * (seed == 2), 0.3, aligned_measures(0.8)) for seed in (1, 2, 0)]}
+            "vgg16 mean": [run(labels, seed, 0.7 - 0.1 * (seed == 2), 0.3, aligned_measures(0.8)) for seed in (1, 2, 0)],
+            "vgg16 shuffled prior": [run(labels, seed, 0.6, 0.3, aligned_measures(0.7)) for seed in range(3)]}
 
 
 def test_privileged_gain_is_paired_by_seed_and_drawn(data, held):
     row = build("08_gains", held, data).query("measure == 'accuracy'").iloc[0]
     assert row["change"] == pytest.approx(0.2 / 3) and row["from"] == pytest.approx(0.6) and row["seeds"] == 3 and row["n"] == 70
-    assert "0 of 1 beyond 0" in plots.privileged_gains(build("08_gains", held, data)).get_suptitle()
+    assert "0 of 2 beyond 0" in plots.privileged_gains(build("08_gains", held, data)).get_suptitle()
     assert build("08_scores", held, data).query("faces == 'all'")["n"].eq(70).all()
 
 
@@ -124,7 +132,7 @@ def test_alignment_holds_every_method_and_arm(data, held):
     table = build("08_alignment", held, data)
     found = table.query("measure == 'cosine' and emotion == 'all' and seed == 0").groupby(["arm", "prior"])["value"].apply(list)
     assert found["cross-entropy", "own"] == pytest.approx([0.5, 0.4, 0.3, 0.2]) and found["mean", "another"] == pytest.approx([0.75, 0.65, 0.55, 0.45])
-    assert plots.alignments(table).get_suptitle() == "Feature x gradient, which is trained, goes from 0.50 to 0.80"
+    assert plots.alignments(table).get_suptitle() == "Feature x gradient, which is trained, goes from 0.50 to 0.80, by another face's landmarks to 0.70"
 
 
 def test_ablations_show_validation_beside_alignment(data, labels):
