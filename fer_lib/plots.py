@@ -274,14 +274,15 @@ def learning_curves(runs: dict) -> Figure:
 
 
 def recipe_curves(runs: dict) -> Figure:
-    """Validation accuracy an epoch under either recipe, a panel a network, epochs on a logarithmic axis. `runs`: {"<model> <recipe>": runs}."""
+    """Validation accuracy an epoch under each recipe, a panel a network, epochs on a logarithmic axis. `runs`: {"<model> <recipe>": runs}."""
     models = list(dict.fromkeys(name.split(" ")[0] for name in runs))
     figure, axes = plt.subplots(1, len(models), figsize=(4.6 * len(models) + 1.4, 3.6), sharey=True, squeeze=False)
     for axis, model in zip(axes[0], models):
-        for recipe, colour in (("fast", MODEL_COLOURS[model]), ("paper", "#777777")):
-            for run in runs[f"{model} {recipe}"]:
-                history, first = run.history, run is runs[f"{model} {recipe}"][0]
-                axis.plot(history["epoch"], history["val_accuracy"], color=colour, lw=1.8, label=f"{recipe}, {len(history)} epochs" if first else None)
+        for recipe, colour, style in (("fast", MODEL_COLOURS[model], "-"), ("fast, twice", MODEL_COLOURS[model], ":"), ("paper", "#777777", "-")):
+            for i, run in enumerate(runs.get(f"{model} {recipe}", [])):
+                history = run.history
+                axis.plot(history["epoch"], history["val_accuracy"], color=colour, ls=style, lw=1.8,
+                          label=None if i else f"{run.spec.recipe.name}, {len(history)} epochs")
                 kept = history[history["epoch"] == kept_epoch(run.spec.recipe, history)]
                 axis.plot(kept["epoch"], kept["val_accuracy"], "o", color=colour)
         axis.set(xscale="log", xlabel="epoch", title=MODEL_NAMES[model])

@@ -15,6 +15,7 @@ import torch
 from sklearn.metrics import adjusted_rand_score
 
 from . import fer2013
+from .augment import CROP
 from .clustering import cluster_maps
 from .dataset import VARIANTS, Dataset
 from .faces import EMOTIONS, SIZE
@@ -297,9 +298,9 @@ def leak(runs: Runs, data: Dataset) -> pd.DataFrame:
 
 @table("02_recipes", "02_recipes")
 def recipes(runs: Runs, data: Dataset) -> pd.DataFrame:
-    """The recipe `fast` beside the author's, on equal networks. `compute` is the pixels seen in training as a multiple of `fast`'s, `kept` the
-    epoch whose weights are kept, `lr_last` the last epoch's learning rate, `val_accuracy` that of the kept weights (averaged over the recipe's own
-    test views); scores on all test faces."""
+    """The recipe `fast` beside the author's, on equal networks. `compute` is the pixels seen in training as a multiple of `fast`'s (an epoch of the
+    author's shows five crops of every face), `kept` the epoch whose weights are kept, `lr_last` the last epoch's learning rate, `val_accuracy` that
+    of the kept weights (averaged over the recipe's own test views); scores on all test faces."""
     rows = []
     for name, several in runs.items():
         fast = runs[f"{name.split(' ')[0]} fast"][0].spec.recipe
@@ -537,7 +538,8 @@ def costs(runs: Runs, data: Dataset) -> pd.DataFrame:
 
 
 def _pixels(recipe) -> float:
-    return sum((recipe.side(epoch) or SIZE) ** 2 for epoch in range(recipe.epochs))
+    """Pixels that a face is shown as over a whole training; the author's augmentation makes five crops of it."""
+    return recipe.epochs * 5 * CROP**2 if recipe.augment == "paper" else sum((recipe.side(epoch) or SIZE) ** 2 for epoch in range(recipe.epochs))
 
 
 # -------------------------------------------------------------------------------------------------------------------- 06 saliency

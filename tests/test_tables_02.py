@@ -121,12 +121,13 @@ def test_recipes_stand_beside_each_other_with_what_they_cost(leaky):
         return [one]
 
     runs = {"vgg16 fast": trained(replace(RECIPES["fast"], epochs=2, grow=(24, 48)), 0.8), "vgg16 paper": trained(replace(RECIPES["paper"], epochs=3), 0.5)}
-    table = build("02_recipes", runs, leaky).set_index("recipe")
+    runs["vgg16 fast, twice"] = trained(replace(RECIPES["fast"], epochs=3), 0.8)
+    table = build("02_recipes", {name: runs[name] for name in ("vgg16 fast", "vgg16 paper")}, leaky).set_index("recipe")
     assert table["kept"].to_dict() == {"fast": 2, "paper": 2} and table["lr_last"].tolist() == [0.2, 0.1]
-    assert table["compute"].tolist() == pytest.approx([1, 3 * 48**2 / (24**2 + 48**2)])
+    assert table["compute"].tolist() == pytest.approx([1, 3 * 5 * 40**2 / (24**2 + 48**2)])
     assert table["val_accuracy"].tolist() == table["accuracy"].tolist() == pytest.approx([0.8, 0.5]) and (table["n"] == 70).all()
     axis, = plots.recipe_curves(runs).axes
-    assert [text.get_text() for text in axis.get_legend().get_texts()] == ["fast, 2 epochs", "paper, 3 epochs"]
+    assert [text.get_text() for text in axis.get_legend().get_texts()] == ["fast, 2 epochs", "fast, 3 epochs", "paper, 3 epochs"]
 
 
 def test_reliability_table_and_figure_carry_the_calibration_error(leaky, runs):
