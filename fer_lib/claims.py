@@ -169,7 +169,7 @@ def _on_landmarks(runs: dict[str, Runs], data: Dataset, model: str = "resnet", a
 
 CLAIMS |= {13: _holds_features, 22: _ensemble_gain, 28: _in_low_light, 37: _on_landmarks}
 BESIDE[13] = "clusters of the attention rolled to another place (C5)", False, partial(_holds_features, arm="C5 rolled")
-BESIDE[30] = "against pairs without the term", False, _change("07", "B4 pairs", "contrastive", test="masked")
+BESIDE[30] = "against pairs without the term", False, _change("07_sweeps", "contrastive 0", "contrastive 0.1", test="masked")
 BESIDE[32] = "against training on both from the same first network", False, _change("07", "B4 mixed, from B1", "distillation", test="masked")
 BESIDE[37] = "the VGG trained with another face's landmarks", False, partial(_on_landmarks, model="vgg16", arm="shuffled prior")
 

@@ -250,14 +250,14 @@ WEIGHTS = {"contrastive": 0.1, "distillation": 100.0,  # best mean of both kinds
 
 def paradigms(preset: Preset, data: Dataset, seed: int = 0) -> dict[str, RunSpec]:
     """07: the ways of the masked-student paper to train one network for faces with and without a mask, and more: equal images seen by each, but for
-    those that B1 saw before where it is the start or the teacher. B4 from B1 is the control of these, B4 pairs that of the contrasts."""
+    those that B1 saw before where it is the start or the teacher. B4 from B1 is the control of these."""
     b1 = paired(preset, data, seed)
     b2, mixed, pairs = (replace(b1, variant=variant) for variant in ("masked", "mixed", "pairs"))
     term = {name: Term(weight) for name, weight in WEIGHTS.items()}
     distilled = replace(mixed, objective="distillation", teacher=b1, term=term["distillation"])
     return _chosen(preset, {
         "B1 unmasked": b1, "B2 masked": b2, "B3 masked, from B1": replace(b2, start=b1), "B4 mixed": mixed,
-        "B4 mixed, from B1": replace(mixed, start=b1), "B4 pairs": pairs,
+        "B4 mixed, from B1": replace(mixed, start=b1),
         "contrastive": replace(pairs, objective="contrastive", term=term["contrastive"]),
         "distillation": distilled, "distillation, from B1": replace(distilled, start=b1),
         "logit distillation": replace(mixed, objective="logit_distillation", teacher=b1, term=term["logit distillation"]),
