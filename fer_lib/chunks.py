@@ -11,6 +11,7 @@ import logging
 import os
 import tarfile
 import time
+from importlib.util import find_spec
 from pathlib import Path
 
 from .runs import RunSpec
@@ -22,6 +23,9 @@ log = logging.getLogger(__name__)
 # (grid, seeds): what is worth most comes first; a grid named twice goes on with its other seeds. What is not named comes last.
 WORTH = (("02", 1), ("02", None), ("03", 1), ("05", 1), ("05_controls", 1), ("06_seeds", 1), ("05", None), ("05_controls", None), ("06_seeds", None),
          ("04", None), ("07", 1), ("08", 1), ("07", None), ("08", None), ("05_second", None))
+
+
+NEEDED = ("captum", "loky", "pandas", "safetensors", "scipy", "sklearn", "statsmodels", "timm")  # some only when a run ends
 
 
 def by_worth(study: Study, grids: tuple[str, ...] = ()) -> list[tuple[str, list[RunSpec]]]:
@@ -40,8 +44,11 @@ def train(study: Study, minutes: float, grids: tuple[str, ...] = (), device: str
           address: str = "") -> tuple[list[RunSpec], dict[str, BaseException]]:
     """Train what the store lacks, most worth first, until `minutes` are over; returns what is still missing, or unmeasured, and what stopped runs.
 
-    Everything that any grid measures of a run is measured when it ends, while its weights are at hand.
+    Everything that any grid measures of a run is measured when it ends, while its weights are at hand. ValueError where a package that this takes is
+    not installed.
     """
+    if missing := [name for name in NEEDED if find_spec(name) is None]:
+        raise ValueError(f"Not installed, and needed when a run ends: {', '.join(missing)}. Install them (pip install -e .) before training.")
     measures, chunks = study.measures(), by_worth(study, grids)
     groups = [[(spec, measures.get(spec.key, {})) for spec in specs] for _, specs in chunks]
     schedule = Schedule(groups, study.data, study.store, study.workers, device, time.time() + 60 * minutes, executor, address)

@@ -5,6 +5,7 @@
 
 Two recipes: `paper`, the author's, and `fast`, a one-cycle schedule that needs a fraction of the epochs.
 """
+import math
 import os
 import time
 from copy import deepcopy
@@ -74,6 +75,9 @@ def kept_epoch(recipe: Recipe, history) -> int:
     return 1 + accuracy.index(max(accuracy)) if recipe.keep == "best" else recipe.epochs
 
 
+QUICK, APART = 0.1, 10  # seconds; a checkpoint that took longer comes again when this many times as long is over (a large one outlasts an epoch on a GPU)
+
+
 class Stream:
     """Endless shuffled positions 0..n-1: every face once in each pass, no step is short."""
 
@@ -101,8 +105,9 @@ def train(model, images: torch.Tensor, labels: torch.Tensor, val_images: torch.T
     half as many faces a step. `priors` float [n, 1 or 2, 48, 48] lie over the faces (over each picture), a frozen `teacher` sees them
     unmasked; `term` says what the objective makes of them.
 
-    With `checkpoint` the state is written after each epoch and picked up again: on the CPU at one thread count the result is
-    bit-equal to an uninterrupted run. `report(row)` is called after each epoch.
+    With `checkpoint` the state is written after each epoch (a large one after some, so that it takes at most a tenth of the time, and when `report`
+    raises) and picked up again: on the CPU at one thread count the result is bit-equal to an uninterrupted run. `report(row)` is called after each epoch. FloatingPointError when
+    the loss is no longer a number.
     """
     if objective not in OBJECTIVES:
         raise ValueError(f"Unknown objective {objective!r}: use one of {', '.join(OBJECTIVES)}.")
@@ -149,6 +154,7 @@ def train(model, images: torch.Tensor, labels: torch.Tensor, val_images: torch.T
             plateau.load_state_dict(state["plateau"])
         if views is not None:
             views.parts = state["parts"]
+    saved, took = 0.0, 0.0  # when the last checkpoint was written, and the seconds it took
     for epoch in range(start, recipe.epochs):
         model.train()
         size = recipe.side(epoch)
@@ -172,19 +178,30 @@ def train(model, images: torch.Tensor, labels: torch.Tensor, val_images: torch.T
         val = predict(kept, val_images, scaling, "single")
         row = {"epoch": epoch + 1, "lr": optimizer.param_groups[0]["lr"], "loss": total.item() / steps_an_epoch,
                "val_loss": F.cross_entropy(val, val_labels).item(), **_accuracies(val, val_labels)}
+        if not math.isfinite(row["loss"] + row["val_loss"]):
+            raise FloatingPointError(f"The loss is no longer a number in epoch {epoch + 1}: lower the learning rate, now {recipe.lr:g}.")
         history.append(row)
         if plateau:
             plateau.step(row["val_accuracy"])
         if recipe.keep == "best" and (best is None or row["val_accuracy"] > best["val_accuracy"]):
             best = {"val_accuracy": row["val_accuracy"], "weights": {k: v.clone() for k, v in kept.state_dict().items()}}
-        if checkpoint is not None:
-            save(checkpoint, {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "generator": generator.get_state(),
-                              "rng": torch.get_rng_state(), "cuda_rng": torch.cuda.get_rng_state(device) if device.type == "cuda" else None,
-                              "left": stream.left, "history": history, "best": best,
-                              "epoch": epoch + 1, "head": head.state_dict() if head else None, "averaged": averaged.state_dict() if averaged else None,
-                              "plateau": plateau.state_dict() if plateau else None, "parts": views.parts if views else None})
-        if report:
-            report({**row, "seconds": time.perf_counter() - began, "epochs": recipe.epochs})
+        state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "generator": generator.get_state(),
+                 "rng": torch.get_rng_state(), "cuda_rng": torch.cuda.get_rng_state(device) if device.type == "cuda" else None,
+                 "left": stream.left, "history": history, "best": best,
+                 "epoch": epoch + 1, "head": head.state_dict() if head else None, "averaged": averaged.state_dict() if averaged else None,
+                 "plateau": plateau.state_dict() if plateau else None, "parts": views.parts if views else None}
+        done = time.perf_counter()
+        if checkpoint is not None and (took < QUICK or done - saved >= APART * took or epoch + 1 == recipe.epochs):
+            save(checkpoint, state)
+            saved = time.perf_counter()
+            took = saved - done
+        try:
+            if report:
+                report({**row, "seconds": time.perf_counter() - began, "epochs": recipe.epochs})
+        except BaseException:  # stopped here, for lack of time or by a hand: nothing is lost
+            if checkpoint is not None and saved < done:
+                save(checkpoint, state)
+            raise
     if best is not None:
         model.load_state_dict(best["weights"])
     elif averaged:
@@ -293,7 +310,8 @@ def predict(model, images: torch.Tensor, scaling: tuple[float, float], test: str
             some = (masks if len(masks) == 1 else masks[i : i + batch]).to(x.device).expand(len(x), -1, -1, -1)
             shown += [fill(x, mask, fill_name, scaling) for mask in some.unbind(1)]
         seen = [standardise(v, scaling).contiguous(memory_format=torch.channels_last) for s in shown for v in test_views(s, test)]
-        logits.append(torch.stack([model(v).float() for v in seen]).mean(0))
+        with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=False, allow_tf32=False):  # a GPU's convolutions are TF32 else
+            logits.append(torch.stack([model(v).float() for v in seen]).mean(0))
     model.train(was_training)
     return torch.cat(logits)
 

@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from fer_lib import chunks
 from fer_lib.__main__ import main
 from fer_lib.chunks import by_worth, pack, train
 from fer_lib.runs import Store
@@ -69,3 +70,9 @@ def test_the_command_given_again_trains_what_is_missing_and_its_tar_unpacks_to_t
     here, there = (Store(tmp_path / folder / "smoke").all() for folder in ("here", "there"))
     assert [run.key for run in here] == [run.key for run in there] and [run.has_weights for run in there] == [False, False]
     assert all((a.logits("test_masked") == b.logits("test_masked")).all() and a.metrics == b.metrics for a, b in zip(here, there))
+
+
+def test_a_missing_package_is_told_before_anything_is_trained(monkeypatch):
+    monkeypatch.setattr(chunks, "NEEDED", (*chunks.NEEDED, "no_such_package"))
+    with pytest.raises(ValueError, match="needed when a run ends: no_such_package"):
+        train(None, 1.0)

@@ -341,3 +341,33 @@ def test_save_leaves_the_old_file_when_writing_fails(tmp_path):
     with pytest.raises(Exception):
         save(path, {"epoch": lambda: 0})
     assert torch.load(path) == {"epoch": 1}
+
+
+def test_costly_checkpoints_are_written_seldom_and_when_stopped(tensors, data, tmp_path, monkeypatch):
+    written, now, recipe = [], [0.0], replace(BASE, epochs=6)
+
+    def slow(path, state):
+        written.append(state["epoch"])
+        now[0] += 1  # seconds
+
+    monkeypatch.setattr("fer_lib.training.save", slow)
+    monkeypatch.setattr("fer_lib.training.time.perf_counter", lambda: now[0])
+
+    def epoch(row):
+        now[0] += 5  # so that two epochs are ten times a writing
+        if row["epoch"] == stop:
+            raise KeyboardInterrupt
+
+    stop = 0
+    run(tensors, data, recipe, checkpoint=tmp_path / "checkpoint.pt", report=epoch)
+    assert written == [1, 3, 5, 6]
+    written.clear()
+    stop = 4
+    with pytest.raises(KeyboardInterrupt):
+        run(tensors, data, recipe, checkpoint=tmp_path / "checkpoint.pt", report=epoch)
+    assert written[-1] == 4
+
+
+def test_training_that_diverges_is_stopped_and_told(tensors, data):
+    with pytest.raises(FloatingPointError, match="no longer a number in epoch 1: lower the learning rate"):
+        run(tensors, data, replace(BASE, epochs=1, warmup=0.01, lr=1e30))
