@@ -111,7 +111,7 @@ def train(args) -> int:
     began = time.time()
     study = open_study(args.preset, args.data, args.results, args.votes, args.maskfer_rows, args.seeds, args.workers)
     minutes = args.minutes - (time.time() - began) / 60  # to read the data takes some of them
-    left, failed = chunks.train(study, minutes, tuple(args.grids), args.device, args.executor, args.address)
+    left, failed = chunks.train(study, minutes, tuple(args.grids), args.device, args.executor, args.address, Path(args.pack) if args.pack else None)
     for key, error in failed.items():
         print(f"{key} stopped: {type(error).__name__}: {error}", file=sys.stderr)
     again = ": mend what stopped, then give the same command again." if failed else ": give the same command again." if left else "."

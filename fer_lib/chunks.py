@@ -41,8 +41,9 @@ def by_worth(study: Study, grids: tuple[str, ...] = ()) -> list[tuple[str, list[
 
 
 def train(study: Study, minutes: float, grids: tuple[str, ...] = (), device: str | None = None, executor: str = "processes",
-          address: str = "") -> tuple[list[RunSpec], dict[str, BaseException]]:
+          address: str = "", archive: Path | None = None) -> tuple[list[RunSpec], dict[str, BaseException]]:
     """Train what the store lacks, most worth first, until `minutes` are over; returns what is still missing, or unmeasured, and what stopped runs.
+    `archive` is packed anew after each run that ends, so that it is whole whenever the machine is taken away.
 
     Everything that any grid measures of a run is measured when it ends, while its weights are at hand. ValueError where a package that this takes is
     not installed.
@@ -52,6 +53,8 @@ def train(study: Study, minutes: float, grids: tuple[str, ...] = (), device: str
     measures, chunks = study.measures(), by_worth(study, grids)
     groups = [[(spec, measures.get(spec.key, {})) for spec in specs] for _, specs in chunks]
     schedule = Schedule(groups, study.data, study.store, study.workers, device, time.time() + 60 * minutes, executor, address)
+    if archive:
+        schedule.ended = lambda: pack(study, archive)
     with telling(study.store, schedule):
         schedule.run()
     lacking = Schedule(groups, study.data, study.store).jobs

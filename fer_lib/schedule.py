@@ -6,6 +6,7 @@ import logging
 import os
 import threading
 import time
+from collections.abc import Callable
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
@@ -77,6 +78,7 @@ class Schedule:
         self.device = device or ("cuda" if torch.cuda.is_available() else "cpu")
         self.jobs, self.failed, self.stopped = _jobs(groups, store), {}, threading.Event()
         self.open, self.error = set(self.jobs), None
+        self.ended: Callable[[], object] = lambda: None  # called after each run that ended
 
     def run(self) -> None:
         """Execute all of it. A run's error is kept in `failed` and costs only the runs that wait for it; what stops the schedule itself, as a
@@ -128,6 +130,7 @@ class Schedule:
                 elif future.result():
                     log.info("run %d of %d ended: %s (%.1f min so far)", len(self.jobs) - len(self.open), len(self.jobs), key,
                              (time.perf_counter() - began) / 60)
+                    self.ended()
                 if error is not None and not self.store.has_weights(job.spec) or error is None and not future.result():
                     for lost in _waiting_for(key, waiting):
                         self.open.discard(lost)

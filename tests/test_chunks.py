@@ -27,13 +27,15 @@ def test_every_run_of_the_study_comes_once_and_baselines_first(study):
     assert [name for name, _ in by_worth(study, ("04", "03"))] == ["03, 1 seed", "04, all seeds"]
 
 
-def test_training_stops_at_a_checkpoint_and_goes_on(study):
+def test_training_stops_at_a_checkpoint_and_goes_on(study, tmp_path):
     missing, failed = train(study, 0.01, ("04",))  # 0.6 s: an epoch of the gate, on which the others wait
     begun = study.store.interrupted()
     assert len(missing) == len(study.specs("04")) and not study.store.all()
     assert list(begun) in ([], [study.specs("03")["input"][0].key], [study.specs("04")["baseline"][0].key]) and set(begun.values()) <= {1, 2}
-    assert not failed and train(study, 60, ("03",)) == ([], {}) and not set(study.store.interrupted()) - {study.specs("04")["baseline"][0].key}
+    assert not failed and train(study, 60, ("03",), archive=tmp_path / "runs.tar") == ([], {}) and not set(study.store.interrupted()) - {study.specs("04")["baseline"][0].key}
     assert study.store.get(study.specs("03")["input"][0]).measured("attention")
+    with tarfile.open(tmp_path / "runs.tar") as archive:  # packed when the last run ended
+        assert {name.split("/")[2] for name in archive.getnames()} == {run.key for run in study.store.all()}
 
 
 def test_a_machine_without_a_gpu_may_hand_runs_to_a_cluster_that_has_some(study, monkeypatch):
