@@ -163,7 +163,7 @@ def test_train_hands_on_what_trains_and_the_minutes_that_the_data_left(monkeypat
     monkeypatch.setattr("fer_lib.__main__.open_study", lambda *_: time.sleep(0.06))
     monkeypatch.setattr("fer_lib.chunks.train", lambda study, *rest: (given.extend(rest), ([], {}))[1])
     assert main(["train", "--minutes", "2", "--grids", "03", "--device", "cpu", "--executor", "ray", "--address", "auto", "--compile"]) == 0
-    assert 1.9 < given[0] < 1.9991 and given[1:] == [("03",), "cpu", "ray", "auto"] and os.environ[COMPILE] == "1"
+    assert 1.9 < given[0] < 1.9991 and given[1:] == [("03",), "cpu", "ray", "auto", None] and os.environ[COMPILE] == "1"
 
 
 def test_folder_without_notebooks_is_an_error(tmp_path):
