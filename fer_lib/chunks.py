@@ -24,7 +24,6 @@ log = logging.getLogger(__name__)
 WORTH = (("02", 1), ("02", None), ("03", 1), ("05", 1), ("05_controls", 1), ("06_seeds", 1), ("05", None), ("05_controls", None), ("06_seeds", None),
          ("04", None), ("07", 1), ("08", 1), ("07", None), ("08", None), ("05_second", None))
 
-
 NEEDED = ("captum", "loky", "pandas", "safetensors", "scipy", "sklearn", "statsmodels", "timm")  # some only when a run ends
 
 

@@ -920,10 +920,11 @@ def paradigm_gains(frame: pd.DataFrame, measure: str = "macro_accuracy") -> Figu
     frame = frame[(frame["measure"] == measure) & (frame["faces"] == "all")]
     against = list(dict.fromkeys(frame["against"]))
     rows = list(dict.fromkeys(frame[frame["against"] == against[0]]["row"]))
+    frame = frame[frame["row"].isin(rows)]
     figure, axes = plt.subplots(1, 3, figsize=(12, 0.5 * len(rows) + 1.7), sharex=True, sharey=True)
     for axis, (test, colour) in zip(axes, FACE_COLOURS.items()):
         for i, one in enumerate(against):
-            part = frame[(frame["test"] == test) & (frame["against"] == one) & frame["row"].isin(rows)].set_index("row")
+            part = frame[(frame["test"] == test) & (frame["against"] == one)].set_index("row")
             _gains(axis, part, [rows.index(row) + 0.3 * i - 0.15 * (len(against) - 1) for row in part.index], colour, hollow=i > 0)
         _gain_axis(axis)
         axis.set_title({"mean": "mean of both"}.get(test, f"{test} faces"))
@@ -933,7 +934,7 @@ def paradigm_gains(frame: pd.DataFrame, measure: str = "macro_accuracy") -> Figu
     for i, one in enumerate(against):
         axes[-1].plot([], [], "o", color="#333333", mfc="white" if i else None, label=f"over {one}")
     axes[-1].legend(loc="upper left", bbox_to_anchor=(1, 1))
-    sure = [frame[(frame["test"] == "mean") & (frame["low"] > 0) & (frame["against"] == one) & frame["row"].isin(rows)]["row"] for one in against]
+    sure = [frame[(frame["test"] == "mean") & (frame["low"] > 0) & (frame["against"] == one)]["row"] for one in against]
     return _headline(figure, f"Rows beyond chance over both kinds of face ({_seeds(frame)}): "
                              + "; ".join(f"{len(some)} of {len(rows)} over {one}" for one, some in zip(against, sure)))
 
@@ -1011,8 +1012,8 @@ def privileged_gains(frame: pd.DataFrame, measure: str = "macro_accuracy") -> Fi
     figure, axes = plt.subplots(1, len(models), figsize=(5 * len(models) + 1, 0.5 * len(arms_) + 1.7), sharex=True, sharey=True, squeeze=False)
     for axis, model in zip(axes[0], models):
         part = frame[frame["model"] == model].set_index("arm")
-        for i, arm in ((i, arm) for i, arm in enumerate(arms_) if arm in part.index):
-            _gains(axis, part.loc[[arm]], [i], ARM_COLOURS[arm])
+        for arm in part.index:
+            _gains(axis, part.loc[[arm]], [arms_.index(arm)], ARM_COLOURS[arm])
         _gain_axis(axis)
         axis.set_yticks(range(len(arms_)), [ARM_NAMES.get(arm, arm) for arm in arms_])
         axis.set_title(f"{MODEL_NAMES[model]}, {_seeds(part)}")

@@ -221,8 +221,8 @@ def recipes(preset: Preset, data: Dataset, seed: int = 0) -> dict[str, RunSpec]:
     for model, settings in preset.compared.items():
         fast = replace(_shared(preset, data, model, seed), **settings)
         epochs = fast.recipe.epochs
-        recipes = {"fast": fast.recipe, "fast, twice": replace(fast.recipe, epochs=2 * epochs), "paper": replace(RECIPES["paper"], epochs=6 * epochs)}
-        found |= {f"{model} {name}": replace(fast, recipe=recipe) for name, recipe in recipes.items()}
+        ways = {"fast": fast.recipe, "fast, twice": replace(fast.recipe, epochs=2 * epochs), "paper": replace(RECIPES["paper"], epochs=6 * epochs)}
+        found |= {f"{model} {name}": replace(fast, recipe=recipe) for name, recipe in ways.items()}
     return found
 
 

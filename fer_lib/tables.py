@@ -864,13 +864,14 @@ def against_mixed(runs: Runs, data: Dataset) -> pd.DataFrame:
     `high`) and the two-level bootstrap interval over seeds and faces. `faces`: all and clean test faces; of the mean also the author's, and all but
     disgust, which has few faces and a seventh of the weight."""
     views = {**data.subsets("test"), "without disgust": data.labels("test") != EMOTIONS.index("disgust")}
-    cells = [(faces, test) for faces in views for test in {"all": KINDS, "clean": ("unmasked", "masked", "mean"), "agree": ()}.get(faces, ("mean",))]
-    rows = []
-    for against, name in ((a, b) for a in ("B4 mixed", "B4 mixed, from B1") if a in runs for b in runs if a != b):
-        for (faces, test), measure in product(cells, ("accuracy", "macro_accuracy")):
-            if {run.spec.seed for run in runs[against]} & {run.spec.seed for run in runs[name]}:
-                rows.append({"against": against, "row": name, "faces": faces, "test": test, "measure": measure,
-                             **_gain(runs[against], runs[name], KINDS[test], KINDS[test], data, measure, views[faces])})
+    tested = {"all": tuple(KINDS), "clean": ("unmasked", "masked", "mean"), "author": ("mean",), "without disgust": ("mean",)}
+    cells = [(faces, test) for faces, tests in tested.items() if faces in views for test in tests]
+    seeds, rows = {name: {run.spec.seed for run in several} for name, several in runs.items()}, []
+    for against, name in product(("B4 mixed", "B4 mixed, from B1"), runs):
+        if against in runs and against != name and seeds[against] & seeds[name]:
+            rows += [{"against": against, "row": name, "faces": faces, "test": test, "measure": measure,
+                      **_gain(runs[against], runs[name], KINDS[test], KINDS[test], data, measure, views[faces])}
+                     for (faces, test), measure in product(cells, ("accuracy", "macro_accuracy"))]
     return _tidy(pd.DataFrame(rows), data)
 
 

@@ -3,7 +3,7 @@
     history = train(model, images, labels, val_images, val_labels, RECIPES["fast"], seed=0, scaling=(mean, std))
     logits = predict(model, images, scaling, test="flip")
 
-Two recipes: `paper`, the author's, and `fast`, a one-cycle schedule that needs a fraction of the epochs.
+Two recipes: `paper`, the author's, and `fast`, a one-cycle schedule for a fraction of the epochs (02 compares them).
 """
 import math
 import os
@@ -106,8 +106,8 @@ def train(model, images: torch.Tensor, labels: torch.Tensor, val_images: torch.T
     unmasked; `term` says what the objective makes of them.
 
     With `checkpoint` the state is written after each epoch (a large one after some, so that it takes at most a tenth of the time, and when `report`
-    raises) and picked up again: on the CPU at one thread count the result is bit-equal to an uninterrupted run. `report(row)` is called after each epoch. FloatingPointError when
-    the loss is no longer a number.
+    raises) and picked up again: on the CPU at one thread count the result is bit-equal to an uninterrupted run. `report(row)` is called after each
+    epoch. FloatingPointError when the loss is no longer a number.
     """
     if objective not in OBJECTIVES:
         raise ValueError(f"Unknown objective {objective!r}: use one of {', '.join(OBJECTIVES)}.")

@@ -41,6 +41,8 @@ def test_speeds_are_those_of_the_bench():
                   f"k-means of 28,709 smooth random maps (not of faces: as many as FER2013 has for training) takes {seconds:.2f} s",
                   f"{ratio['scikit-learn, an image at a time']:.0f} times scikit-learn's speed an image",
                   f"{ratio['torch_kmeans, batched']:.0f} times a batched package's", f"take {ratio['4 runs, Ray, 2 slots']:.2f} of the time of one slot",
+                  f"A step costs {ratio['resnet, step with privileged attribution after stage 2']:.1f} to "
+                  f"{ratio['vgg16, step with privileged attribution after stage 2']:.1f} times cross-entropy's",
                   f"an efficiency of {bench.loc['4 runs, Ray, 2 slots', 'note'].split()[-1]}"):
         assert words in said
 
